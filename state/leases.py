@@ -1,0 +1,139 @@
+"""Finds active sessions whose lease has ended, at the cost of what is found.
+
+A calendar of buckets. In it stand sessions one by one, and consumers' groups (all sessions of a
+consumer with the same lease) as one entry each, so that a heartbeat which renews 100,000 sessions
+writes one number and moves nothing. An entry is not moved when its lease is renewed: when its
+bucket comes up, it is looked at again and put where its deadline is now. So each entry costs one
+look per lease, whatever happens meanwhile.
+
+Nothing here is part of the state. What is stale is decided by `Session.deadline_ms` when the
+reaper's Store is applied; the calendar only knows where to look.
+"""
+
+from collections.abc import Callable, Iterable
+from heapq import heappop, heappush
+from itertools import islice
+
+from state.records import Consumer, Session
+
+BUCKET_MS = 128
+
+Entry = int | tuple[bytes, int]  # a session's id, or (a consumer's id, the lease of a group)
+
+
+class LeaseCalendar:
+    """Where to look for stale sessions, and when."""
+
+    def __init__(
+        self,
+        session: Callable[[int], Session | None],
+        consumer: Callable[[bytes], Consumer | None],
+    ) -> None:
+        self._session = session
+        self._consumer = consumer
+        self._buckets: dict[int, dict[Entry, None]] = {}
+        self._order: list[int] = []  # heap of the keys of _buckets
+        self._overdue: dict[Entry, None] = {}
+
+    def enter(self, session: Session) -> None:
+        """Begin to watch a session that has become active, or whose consumer has changed."""
+        consumer = session.consumer
+        if consumer is not None:
+            group = consumer.groups.get(session.lease_ms)
+            if group is None:
+                group = consumer.groups[session.lease_ms] = {}
+                self._schedule(
+                    (consumer.consumer_id, session.lease_ms), consumer.seen_ms + session.lease_ms
+                )
+            group[session.session_id] = None
+            if not session.progress_ms:
+                return
+        session.lease_bucket = self._schedule(session.session_id, session.deadline_ms)
+
+    def leave(self, session: Session) -> None:
+        """Watch a session no more. Its lease and its consumer are still those of `enter`."""
+        session_id = session.session_id
+        if session.consumer is not None:
+            session.consumer.groups[session.lease_ms].pop(session_id, None)
+        if session.lease_bucket:
+            bucket = self._buckets.get(session.lease_bucket)
+            if bucket is not None:
+                bucket.pop(session_id, None)
+            self._overdue.pop(session_id, None)
+            session.lease_bucket = 0
+
+    def sweep(self, now_ms: int, count: int) -> None:
+        """Look at about `count` entries whose bucket has come up."""
+        while self._order and self._order[0] * BUCKET_MS <= now_ms and count > 0:
+            bucket = self._buckets[self._order[0]]
+            for entry in list(islice(bucket, count)):
+                del bucket[entry]
+                count -= 1
+                self._look_at(entry, now_ms)
+            if not bucket:
+                del self._buckets[heappop(self._order)]
+
+    def stale(self, now_ms: int, count: int) -> list[tuple[int, int]]:
+        """Up to `count` sessions whose lease has ended, as (id, epoch); looks at `count` entries.
+
+        They are found again the next time, until they have left or shown a sign of life.
+        """
+        found: list[tuple[int, int]] = []
+        for entry in list(islice(self._overdue, count)):
+            deadline_ms = self._deadline_ms(entry)
+            if deadline_ms is None or deadline_ms > now_ms:
+                del self._overdue[entry]
+                self._look_at(entry, now_ms)
+                continue
+            missing = count - len(found)
+            for session_id in islice(self._members(entry), missing):
+                session = self._session(session_id)
+                if session is not None:
+                    found.append((session_id, session.epoch))
+            if len(found) >= count:
+                break
+        return found
+
+    def _look_at(self, entry: Entry, now_ms: int) -> None:
+        """Put an entry where it belongs now: in a later bucket, among the overdue, or nowhere."""
+        deadline_ms = self._deadline_ms(entry)
+        if deadline_ms is None:
+            return
+        if deadline_ms <= now_ms:
+            self._overdue[entry] = None
+            return
+        number = self._schedule(entry, deadline_ms)
+        if isinstance(entry, int):
+            session = self._session(entry)
+            if session is not None:
+                session.lease_bucket = number
+
+    def _deadline_ms(self, entry: Entry) -> int | None:
+        """When an entry is over; None if nothing of it is left."""
+        if isinstance(entry, int):
+            session = self._session(entry)
+            return None if session is None else session.deadline_ms
+        consumer_id, lease_ms = entry
+        consumer = self._consumer(consumer_id)
+        if consumer is None or lease_ms not in consumer.groups:
+            return None
+        if not consumer.groups[lease_ms]:
+            del consumer.groups[lease_ms]
+            return None
+        return consumer.seen_ms + lease_ms
+
+    def _members(self, entry: Entry) -> Iterable[int]:
+        if isinstance(entry, int):
+            return (entry,)
+        consumer_id, lease_ms = entry
+        consumer = self._consumer(consumer_id)
+        return () if consumer is None else consumer.groups.get(lease_ms, ())
+
+    def _schedule(self, entry: Entry, deadline_ms: int) -> int:
+        number = deadline_ms // BUCKET_MS + 1  # so that it is over when its bucket comes up
+        bucket = self._buckets.get(number)
+        if bucket is None:
+            bucket = self._buckets[number] = {}
+            heappush(self._order, number)
+        bucket[entry] = None
+        return number

@@ -1,0 +1,268 @@
+"""What the state consists of: sessions, themes, consumers, windows of results, receipts.
+
+Records are plain. They refer to each other in one direction only (a session to its theme and its
+consumer, both of which know sessions by id), so they are freed by reference counting alone, and
+the garbage collector has no cycle to look for.
+
+The indexes over them are in `tables`; what is written of them in `layout`.
+"""
+
+from typing import ClassVar, NamedTuple
+
+from state.limits import CHUNK_OVERHEAD_BYTES, SESSION_OVERHEAD_BYTES
+from state.ordered import OrderedInts
+from state.policy import DEFAULT_POLICY, Policy
+from state.results import Result
+from state.transitions import NOTHING, Phase
+
+# In the order in which a checkpoint writes them, so that references are to what came before.
+META, THEME, CONSUMER, WINDOW, RECEIPT, SESSION, CHECK = range(7)
+
+NEVER = -1
+
+
+class HistoryEntry(NamedTuple):
+    """Why a session stopped being active. Equal ones in a row are one entry."""
+
+    cause: int
+    reason: str
+    times: int
+    first_ms: int
+    last_ms: int
+
+
+class Record:
+    """Base of what is kept. Its fields belong to `ledger`, which follows every change."""
+
+    __slots__ = ("captured", "digest", "mark", "saved")
+    kind: ClassVar[int]
+    # What operations in a transaction may change: what a failed one puts back.
+    changeable: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self) -> None:
+        self.mark = 0  # the ledger's mark when a change was last noted
+        self.digest = 0  # of the fields when the state's digest was last made; 0: not part of it
+        self.captured = 0  # number of the last capture that holds it
+        self.saved = NEVER  # chunks of it in the last checkpoint; NEVER: it is not in there
+
+    @property
+    def identity(self) -> int | bytes | str:
+        """What tells it from others of its kind."""
+        raise NotImplementedError
+
+
+class Theme(Record):
+    """A kind of work: its policy, and who is next in it."""
+
+    __slots__ = ("counts", "keys", "paused", "policy", "ready", "served", "size_bytes", "theme_id")
+    kind = THEME
+    changeable: ClassVar[tuple[str, ...]] = ("served",)
+
+    def __init__(self, theme_id: int) -> None:
+        super().__init__()
+        self.theme_id = theme_id
+        self.policy: Policy = DEFAULT_POLICY
+        self.paused = False
+        self.served = 0  # the turn in which a session was last handed out
+        # What follows from the sessions, and is not written anywhere:
+        self.keys: dict[bytes, int] = {}  # key -> id of its holder
+        self.ready = OrderedInts()  # priority << 128 | due_ms << 64 | id
+        self.counts = [0] * len(Phase)
+        self.size_bytes = 0
+
+    @property
+    def identity(self) -> int:
+        return self.theme_id
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more session may become active."""
+        return not self.policy.max_active or self.counts[Phase.ACTIVE] < self.policy.max_active
+
+    @property
+    def can_serve(self) -> bool:
+        """Whether an Acquire would get a session of it."""
+        return not self.paused and len(self.ready) > 0 and self.has_room
+
+    @property
+    def population(self) -> int:
+        """How many sessions it has, in any phase."""
+        return sum(self.counts)
+
+    @property
+    def is_default(self) -> bool:
+        """Whether forgetting it would change nothing."""
+        return not self.paused and self.policy == DEFAULT_POLICY and not self.population
+
+
+class Consumer(Record):
+    """One that directs operators. Its sign of life renews all its sessions at once."""
+
+    __slots__ = ("consumer_id", "groups", "seen_ms")
+    kind = CONSUMER
+    changeable: ClassVar[tuple[str, ...]] = ("seen_ms",)
+
+    def __init__(self, consumer_id: bytes, seen_ms: int) -> None:
+        super().__init__()
+        self.consumer_id = consumer_id
+        self.seen_ms = seen_ms
+        # lease_ms -> ids of the sessions with that lease; a dict for its order. A group stays
+        # when it is empty, until the calendar comes to it.
+        self.groups: dict[int, dict[int, None]] = {}
+
+    @property
+    def identity(self) -> bytes:
+        return self.consumer_id
+
+    @property
+    def population(self) -> int:
+        """How many sessions it holds."""
+        return sum(map(len, self.groups.values()))
+
+
+class Window(Record):
+    """The results of a proposer's newest batches, by sequence."""
+
+    __slots__ = ("floor", "incarnation", "proposer", "result_count", "results")
+    kind = WINDOW
+
+    def __init__(self, proposer: str, incarnation: int) -> None:
+        super().__init__()
+        self.proposer = proposer
+        self.incarnation = incarnation
+        self.floor = -1  # sequences up to here are not known any more
+        self.results: dict[int, tuple[Result, ...]] = {}
+        self.result_count = 0  # of all batches, what an Acquire handed out counted singly
+
+    @property
+    def identity(self) -> str:
+        return self.proposer
+
+
+class Receipt(Record):
+    """What an idempotency key was answered."""
+
+    __slots__ = ("expires_ms", "fingerprint", "key", "result")
+    kind = RECEIPT
+
+    def __init__(self, key: bytes, fingerprint: bytes, expires_ms: int, result: Result) -> None:
+        super().__init__()
+        self.key = key
+        self.fingerprint = fingerprint
+        self.expires_ms = expires_ms
+        self.result = result
+
+    @property
+    def identity(self) -> bytes:
+        return self.key
+
+
+class Session(Record):
+    """A piece of work that must not be forgotten."""
+
+    __slots__ = (
+        "attempts",
+        "chunks",
+        "consumer",
+        "created_ms",
+        "data_digest",
+        "digested_chunks",
+        "due_ms",
+        "epoch",
+        "history",
+        "key",
+        "lease_bucket",
+        "lease_ms",
+        "phase",
+        "priority",
+        "progress_ms",
+        "revision",
+        "session_id",
+        "size_bytes",
+        "theme",
+        "touched_ms",
+        "updated_ms",
+    )
+    kind = SESSION
+    changeable: ClassVar[tuple[str, ...]] = (
+        "chunks",
+        "size_bytes",
+        "phase",
+        "epoch",
+        "revision",
+        "attempts",
+        "updated_ms",
+        "due_ms",
+        "touched_ms",
+        "history",
+        "consumer",
+        "lease_ms",
+        "progress_ms",
+    )
+
+    def __init__(  # noqa: PLR0917 - called for each New, and only there
+        self,
+        session_id: int,
+        theme: Theme,
+        key: bytes | None,
+        chunks: list[bytes],
+        size_bytes: int,
+        priority: int,
+        now_ms: int,
+    ) -> None:
+        self.mark = 0
+        self.digest = 0
+        self.captured = 0
+        self.saved = NEVER
+        self.session_id = session_id
+        self.theme = theme
+        self.key = key
+        self.chunks = chunks
+        self.size_bytes = size_bytes  # data, key and overheads, as the limits count them
+        self.phase = NOTHING
+        self.priority = priority
+        self.epoch = 0
+        self.revision = 1
+        self.attempts = 0
+        self.created_ms = now_ms
+        self.updated_ms = now_ms
+        self.due_ms = now_ms
+        self.touched_ms = now_ms  # the last operation on it while active
+        self.history: tuple[HistoryEntry, ...] = ()
+        # While active:
+        self.consumer: Consumer | None = None
+        self.lease_ms = 0  # copied from the policy, so that changing that is O(1)
+        self.progress_ms = 0
+        self.lease_bucket = 0  # its own place in the calendar; 0: its consumer's group has it
+        # The chain of digests over the first `digested_chunks` chunks.
+        self.data_digest = 0
+        self.digested_chunks = 0
+
+    @property
+    def identity(self) -> int:
+        return self.session_id
+
+    @property
+    def data_bytes(self) -> int:
+        """The length of all its chunks together."""
+        overhead_bytes = SESSION_OVERHEAD_BYTES + CHUNK_OVERHEAD_BYTES * len(self.chunks)
+        return self.size_bytes - overhead_bytes - len(self.key or b"")
+
+    @property
+    def deadline_ms(self) -> int:
+        """When its lease ends, or the time that it may go without progress, if that is sooner."""
+        consumer = self.consumer
+        deadline_ms = (self.touched_ms if consumer is None else consumer.seen_ms) + self.lease_ms
+        if self.progress_ms:
+            return min(deadline_ms, self.touched_ms + self.progress_ms)
+        return deadline_ms
+
+    @property
+    def last_reason(self) -> str:
+        """Why it stopped being active the last time; empty if it never did."""
+        return self.history[-1].reason if self.history else ""
+
+    @property
+    def data(self) -> bytes:
+        """All chunks as one."""
+        return b"".join(self.chunks)

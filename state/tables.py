@@ -1,0 +1,292 @@
+"""The records of a state, and the indexes over them, which always agree.
+
+`enter` and `leave` are the only ways of a session into and out of the indexes of its phase, and
+`_keep` and `_drop` into and out of the state. Every index follows from fields of records
+(and from the clock), so that an import rebuilds them, and a failed transaction restores them, by
+the same two calls.
+
+Readiness. A stored session sleeps in one index by (due time, id) until a Tick comes to it, then
+stands in the queue of its theme by (priority, due time, id). How far Ticks have come is one number
+of the state, the *horizon*: sessions at or below it are ready, those above it sleep. So a Tick
+that wakes a page at a time is still a function of the state, and a million sleepers cost it
+nothing.
+"""
+
+from collections.abc import Iterator
+from heapq import heappop, heappush
+from itertools import chain
+
+from state.errors import LimitExceeded, Malformed, Refused
+from state.leases import LeaseCalendar
+from state.ledger import Ledger, Undo
+from state.limits import THEME_MAX, Limits
+from state.ordered import OrderedInts
+from state.records import Consumer, Receipt, Record, Session, Theme, Window
+from state.transitions import ACTIVE, NOTHING, PARKED, READY, STORED
+
+ID_BITS = 64
+ID_MASK = (1 << ID_BITS) - 1
+_PRIORITY_SHIFT = 128
+
+
+class Tables:
+    """Everything that is replicated."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.ledger = Ledger()
+        self.applied_index = 0
+        self.term = 0
+        self.now_ms = 0
+        self.horizon = ID_MASK  # due_ms << 64 | id of the last sleeper that a Tick came to
+        self.last_session_id = 0
+        self.turn = 0  # how many sessions were handed out in all
+        self.sessions: dict[int, Session] = {}
+        self.themes: dict[int, Theme] = {}
+        self.consumers: dict[bytes, Consumer] = {}
+        self.windows: dict[str, Window] = {}
+        self.receipts: dict[bytes, Receipt] = {}
+        # From here on what follows from the above.
+        self.size_bytes = 0
+        self.sleeping = OrderedInts()  # due_ms << 64 | id
+        self.leases = LeaseCalendar(self.sessions.get, self.consumers.get)
+        self.expiries: list[tuple[int, bytes]] = []  # heap of receipts by expires_ms
+        self.awake: set[Theme] = set()  # themes that may have something to hand out since `flush`
+        self.idle: set[Theme | Consumer] = set()  # may be forgotten at the end of the batch
+
+    # Sessions
+
+    def keep(self, session: Session) -> None:
+        """Take a new session into the state, its phase set."""
+        self.ledger.created(session)
+        self._count(session)
+        self.enter(session)
+
+    def drop(self, session: Session) -> None:
+        """Take a session out of the state, and free its key."""
+        self.ledger.removed(session)
+        self.leave(session)
+        self._uncount(session)
+        session.phase = NOTHING
+
+    def _count(self, session: Session) -> None:
+        theme = session.theme
+        self.sessions[session.session_id] = session
+        if session.key is not None:
+            theme.keys[session.key] = session.session_id
+        self.size_bytes += session.size_bytes
+        theme.size_bytes += session.size_bytes
+
+    def _uncount(self, session: Session) -> None:
+        theme = session.theme
+        del self.sessions[session.session_id]
+        if session.key is not None:
+            del theme.keys[session.key]
+        self.size_bytes -= session.size_bytes
+        theme.size_bytes -= session.size_bytes
+        self.idle.add(theme)
+
+    def enter(self, session: Session) -> None:
+        """Put a session into the index of its phase. STORED may turn into READY here."""
+        theme = session.theme
+        if session.phase is ACTIVE:
+            self.leases.enter(session)
+        elif session.phase is not PARKED:
+            place = session.due_ms << ID_BITS | session.session_id
+            if place <= self.horizon:
+                session.phase = READY
+                theme.ready.add(session.priority << _PRIORITY_SHIFT | place)
+                self.awake.add(theme)
+            else:
+                session.phase = STORED
+                self.sleeping.add(place)
+        theme.counts[session.phase] += 1
+
+    def leave(self, session: Session) -> None:
+        """Take a session out of the index of its phase, before any field of it changes."""
+        theme = session.theme
+        phase = session.phase
+        theme.counts[phase] -= 1
+        if phase is ACTIVE:
+            self.leases.leave(session)
+            if session.consumer is not None:
+                self.idle.add(session.consumer)
+            if theme.policy.max_active:
+                self.awake.add(theme)
+        elif phase is not PARKED:
+            place = session.due_ms << ID_BITS | session.session_id
+            if phase is READY:
+                theme.ready.remove(session.priority << _PRIORITY_SHIFT | place)
+            else:
+                self.sleeping.remove(place)
+
+    def rebind(self, session: Session, consumer: Consumer | None) -> None:
+        """Give a noted active session to another consumer of the same operator."""
+        self.leases.leave(session)
+        if session.consumer is not None:
+            self.idle.add(session.consumer)
+        session.consumer = consumer
+        self.leases.enter(session)
+
+    def wake(self, count: int) -> list[Session]:
+        """Make the first `count` sleepers that are due ready, and move the horizon along."""
+        end = self.now_ms << ID_BITS | ID_MASK
+        places = self.sleeping.pop_until(end, count)
+        self.horizon = max(self.horizon, places[-1] if len(places) == count else end)
+        woken = [self.sessions[place & ID_MASK] for place in places]
+        for session in woken:
+            session.theme.counts[STORED] -= 1
+            self.enter(session)
+        return woken
+
+    def resize(self, session: Session, by_bytes: int) -> None:
+        """Account for data that a noted session has gained or lost."""
+        session.size_bytes += by_bytes
+        session.theme.size_bytes += by_bytes
+        self.size_bytes += by_bytes
+
+    def ready_ids(self, theme: Theme) -> Iterator[int]:
+        """The ids of the ready sessions of a theme in the order of their turn."""
+        return (place & ID_MASK for place in theme.ready)
+
+    # Themes and consumers
+
+    def open_theme(self, theme_id: int) -> Theme:
+        """The theme with this id, which need not have been heard of before. Raises `Refused`."""
+        theme = self.themes.get(theme_id)
+        if theme is None:
+            if not 0 <= theme_id <= THEME_MAX:
+                raise Refused(Malformed("theme is not a uint32"))
+            if len(self.themes) >= self.limits.themes:
+                raise Refused(LimitExceeded("themes", len(self.themes) + 1, self.limits.themes))
+            theme = self.themes[theme_id] = Theme(theme_id)
+            self.ledger.created(theme)
+            self.idle.add(theme)
+        return theme
+
+    def open_consumer(self, consumer_id: bytes) -> Consumer:
+        """The consumer with this id, seen now. Raises `Refused`."""
+        consumer = self.consumers.get(consumer_id)
+        if consumer is None:
+            if not 0 < len(consumer_id) <= self.limits.consumer_bytes:
+                bound = self.limits.consumer_bytes
+                raise Refused(LimitExceeded("consumer_bytes", len(consumer_id), bound))
+            if len(self.consumers) >= self.limits.consumers:
+                bound = self.limits.consumers
+                raise Refused(LimitExceeded("consumers", len(self.consumers) + 1, bound))
+            consumer = self.consumers[consumer_id] = Consumer(consumer_id, self.now_ms)
+            self.ledger.created(consumer)
+            self.idle.add(consumer)
+        elif consumer.seen_ms != self.now_ms:
+            self.see(consumer)
+        return consumer
+
+    def see(self, consumer: Consumer) -> None:
+        """Renew all leases of a consumer."""
+        if consumer.mark != self.ledger.mark:
+            self.ledger.note(consumer)
+        consumer.seen_ms = self.now_ms
+
+    # Receipts
+
+    def keep_receipt(self, receipt: Receipt) -> None:
+        """Remember what an idempotency key was answered."""
+        self.drop_receipt(receipt.key)
+        self.receipts[receipt.key] = receipt
+        self.ledger.created(receipt)
+        heappush(self.expiries, (receipt.expires_ms, receipt.key))
+
+    def drop_receipt(self, key: bytes) -> None:
+        """Forget an idempotency key, if it is known."""
+        receipt = self.receipts.pop(key, None)
+        if receipt is not None:
+            self.ledger.removed(receipt)
+
+    def expire_receipts(self, count: int) -> None:
+        """Forget up to `count` idempotency keys whose time is over."""
+        expiries = self.expiries
+        while expiries and expiries[0][0] <= self.now_ms and count > 0:
+            expires_ms, key = heappop(expiries)
+            receipt = self.receipts.get(key)
+            if receipt is not None and receipt.expires_ms == expires_ms:
+                self.drop_receipt(key)
+            count -= 1
+
+    # Batches and transactions
+
+    def flush(self) -> tuple[int, ...]:
+        """End a batch: forget what is empty. Answers the themes that have work to hand out."""
+        for record in self.idle:
+            if isinstance(record, Theme):
+                if record.is_default and self.themes.get(record.theme_id) is record:
+                    self.ledger.removed(record)
+                    del self.themes[record.theme_id]
+            elif not record.population and self.consumers.get(record.consumer_id) is record:
+                self.ledger.removed(record)
+                del self.consumers[record.consumer_id]
+        self.idle.clear()
+        if not self.awake:
+            return ()
+        awake = sorted(theme.theme_id for theme in self.awake if theme.can_serve)
+        self.awake.clear()
+        return tuple(awake)
+
+    def scalars(self) -> tuple[int, ...]:
+        """What a transaction may change that is in no record."""
+        return (self.last_session_id, self.turn)
+
+    def undo(self, undos: list[Undo], scalars: tuple[int, ...]) -> None:
+        """Put back what a failed transaction changed, so that it leaves no trace."""
+        self.last_session_id, self.turn = scalars
+        # The oldest word about a record is what it was before.
+        before = {undo.record: undo for undo in reversed(undos)}
+        sessions = [record for record in before if isinstance(record, Session)]
+        gone = {session for session in sessions if session.phase is NOTHING}
+        for session in sessions:
+            if session not in gone:
+                self.leave(session)
+                self._uncount(session)
+        for record, (_, values, chunk_count) in before.items():
+            if values is None:
+                self._forget(record)
+                continue
+            for name, value in zip(record.changeable, values, strict=True):
+                setattr(record, name, value)
+            if isinstance(record, Session):
+                del record.chunks[chunk_count:]
+        for session in sessions:
+            if before[session].before is not None:
+                self._count(session)
+                self.enter(session)
+                if session in gone:
+                    self.ledger.restored(session)
+
+    def _forget(self, record: Record) -> None:
+        """Undo the creation of a record; sessions have left their tables by now."""
+        if isinstance(record, Theme):
+            del self.themes[record.theme_id]
+        elif isinstance(record, Consumer):
+            del self.consumers[record.consumer_id]
+        elif isinstance(record, Session) and record.phase is NOTHING:
+            return
+        self.ledger.removed(record)
+
+    # Import
+
+    def index(self, record: Session | Receipt) -> None:
+        """Take a record that was loaded into the indexes; it is in the state already."""
+        if isinstance(record, Receipt):
+            heappush(self.expiries, (record.expires_ms, record.key))
+        else:
+            self._count(record)
+            self.enter(record)
+
+    def everything(self) -> Iterator[Record]:
+        """All records in the order of a checkpoint, as they are now."""
+        return chain(
+            list(self.themes.values()),
+            list(self.consumers.values()),
+            list(self.windows.values()),
+            list(self.receipts.values()),
+            list(self.sessions.values()),
+        )

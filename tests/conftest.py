@@ -1,0 +1,40 @@
+import os
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+LONG_MAX_EXAMPLES = 5_000
+LONG_STATEFUL_STEPS = 200
+
+# Each profile states every setting that Hypothesis would otherwise choose by its surroundings:
+# on a build machine it would derandomize and keep no database.
+settings.register_profile(
+    "default",
+    parent=settings.get_profile("default"),
+    deadline=None,  # wall-clock limits on single examples make tests flaky
+    derandomize=False,
+    print_blob=True,  # a failure shows the @reproduce_failure line that replays it
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile(
+    "long",
+    parent=settings.get_profile("default"),
+    max_examples=LONG_MAX_EXAMPLES,
+    stateful_step_count=LONG_STATEFUL_STEPS,
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--rewrite",
+        action="store_true",
+        default=False,
+        help="rewrite the expectations of scenario transcripts and golden files",
+    )
+
+
+@pytest.fixture(scope="session")
+def rewrite(pytestconfig: pytest.Config) -> bool:
+    """Whether to write the expectations anew instead of checking them."""
+    return bool(pytestconfig.getoption("--rewrite"))
