@@ -33,9 +33,9 @@ from state.limits import (
     THEME_MAX,
 )
 from state.operations import Cause, OnConflict
-from state.records import Consumer, HistoryEntry, Session, Theme
+from state.records import ID_MASK, Consumer, HistoryEntry, Session, Theme
 from state.results import Acquired, Created, Stored
-from state.tables import ID_MASK, Tables
+from state.tables import Tables
 from state.transitions import (
     ACTIVE,
     PARKED,
@@ -459,12 +459,12 @@ class Executor:
         history = session.history
         if history and history[-1].cause == cause and history[-1].reason == reason:
             last = history[-1]
-            merged = HistoryEntry(cause, reason, last.times + 1, last.first_ms, now_ms)
+            merged = HistoryEntry(int(cause), reason, last.times + 1, last.first_ms, now_ms)
             session.history = (*history[:-1], merged)
             return
         # A session is parked with all its causes: as many as attempts, and shutdowns between.
         bound = max(self._tables.limits.history_entries, 2 * session.theme.policy.max_attempts)
-        added = (*history, HistoryEntry(cause, reason, 1, now_ms, now_ms))
+        added = (*history, HistoryEntry(int(cause), reason, 1, now_ms, now_ms))
         session.history = added[-bound:]
 
     def _serve(self, theme: Theme) -> None:

@@ -70,6 +70,9 @@ FIELDS: dict[int, tuple[str, ...]] = {
 
 _ITEM_BYTES = 200
 
+# Up to this size hashing a session's chunks again is cheaper than keeping the hash of the first.
+_HASH_AGAIN_BYTES = 4096
+
 
 class Item(NamedTuple):
     """One record to put in place of the one with its identity, or to delete.
@@ -159,7 +162,7 @@ def _session_fields(session: Session) -> tuple[Any, ...]:
         session.lease_ms,
         session.progress_ms,
         None if session.consumer is None else session.consumer.consumer_id,
-        session.history,
+        tuple(map(tuple, session.history)),
         len(session.chunks),
     )
 
@@ -175,12 +178,13 @@ def digest(record: Record) -> int:
     values = (record.kind, fields_of(record))
     if not isinstance(record, Session):
         return _hash(codec.encode_values(values))
-    chunks = record.chunks
-    for position in range(record.digested_chunks, len(chunks)):
-        link = record.data_digest.to_bytes(8, "big")
-        record.data_digest = _hash(link + chunks[position])
-    record.digested_chunks = len(chunks)
-    return _hash(codec.encode_values((*values, record.data_digest)))
+    data_digest = record.data_digest
+    for chunk in record.chunks[record.digested_chunks :]:
+        data_digest = _hash(data_digest.to_bytes(8, "big") + chunk)
+    if record.size_bytes > _HASH_AGAIN_BYTES:
+        record.data_digest = data_digest
+        record.digested_chunks = len(record.chunks)
+    return _hash(codec.encode_values((*values, data_digest)))
 
 
 def _hash(data: bytes) -> int:

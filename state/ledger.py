@@ -108,6 +108,7 @@ class Capture:
     def _end(self) -> None:
         self.finished = True
         self._records = iter(())
+        self._pending = []
         self._early = []
         self._ledger.capture_ended()
 
@@ -195,6 +196,7 @@ class Ledger:
         """The sum of the digests of all records. Costs what changed since it was asked last."""
         for record in list(self._undigested):
             self.redigest(record)
+        self._undigested = {}  # an emptied dict would keep its size
         self.mark += 1
         return self.known_digest & DIGEST_MASK
 
@@ -235,6 +237,8 @@ class Ledger:
     def capture_ended(self) -> None:
         """Called by the capture when it has been read, or was abandoned."""
         self._capture = None
+        if not self._undigested:
+            self._undigested = {}
 
 
 def _by_kind() -> list[dict[Record, None]]:

@@ -26,6 +26,7 @@ YEAR_MS = 365 * DAY_MS
 # Widths that are part of the formats and of the ids, so never settings.
 THEME_MAX = 2**32 - 1
 PRIORITY_MAX = 2**16 - 1
+PRIORITY_DEFAULT = 128  # an int that Python has once: others cost 32 bytes a session
 SEQUENCE_MAX = 2**63 - 1
 TIME_MAX_MS = 2**48 - 1  # the year 10889; leaves room below 64 bits for sums
 GROUP_SHIFT = 48

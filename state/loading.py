@@ -30,6 +30,8 @@ from state.policy import POLICY_RANGES, Policy
 from state.records import (
     CHECK,
     CONSUMER,
+    ID_BITS,
+    ID_MASK,
     META,
     RECEIPT,
     SESSION,
@@ -44,7 +46,7 @@ from state.records import (
     Window,
 )
 from state.results import unpack_result, weight
-from state.tables import ID_BITS, ID_MASK, Tables
+from state.tables import Tables
 from state.transitions import ACTIVE, PARKED, STORED
 
 _DUE_MAX_MS = 2 * TIME_MAX_MS
@@ -215,7 +217,7 @@ def _session(tables: Tables, item: Item) -> Session:
     session.revision = _int(fields["revision"], SEQUENCE_MAX)
     session.attempts = _int(fields["attempts"], session.epoch)
     session.updated_ms = _same(session.created_ms, _int(fields["updated_ms"], now_ms))
-    session.due_ms = _same(session.created_ms, _int(fields["due_ms"], _DUE_MAX_MS))
+    session.due_ms = _int(fields["due_ms"], _DUE_MAX_MS)
     session.touched_ms = _same(session.updated_ms, _int(fields["touched_ms"], now_ms))
     session.lease_ms = _int(fields["lease_ms"], POLICY_RANGES["lease_ms"].maximum)
     session.progress_ms = _int(fields["progress_ms"], POLICY_RANGES["progress_ms"].maximum)
@@ -234,7 +236,7 @@ def _history_entry(now_ms: int, entry: tuple[Any, ...]) -> HistoryEntry:
     cause, reason, times, first_ms, last_ms = entry
     _require(type(reason) is str, "a reason is not a str")
     _int(first_ms, _int(last_ms, now_ms))
-    return HistoryEntry(Cause(cause), reason, _int(times, SEQUENCE_MAX), first_ms, last_ms)
+    return HistoryEntry(int(Cause(cause)), reason, _int(times, SEQUENCE_MAX), first_ms, last_ms)
 
 
 def _same(known: int, value: int) -> int:

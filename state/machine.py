@@ -52,9 +52,9 @@ from state.operations import (
     Unpark,
     shapes,
 )
-from state.records import Receipt, Session, Theme, Window
+from state.records import ID_BITS, ID_MASK, Receipt, Session, Theme, Window
 from state.results import Done, Result, weight
-from state.tables import ID_BITS, ID_MASK, Tables
+from state.tables import Tables
 from state.upkeep import Upkeep
 
 Handler = Callable[[tuple[Any, ...]], Result]

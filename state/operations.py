@@ -16,6 +16,8 @@ from itertools import product
 from types import NoneType, UnionType
 from typing import ClassVar, Union, get_args, get_origin, get_type_hints
 
+from state.limits import PRIORITY_DEFAULT
+
 Target = int | tuple[int, bytes]
 
 
@@ -53,7 +55,7 @@ class New(Operation):
     theme: int
     key: bytes | None = None
     data: bytes = b""
-    priority: int = 1024
+    priority: int = PRIORITY_DEFAULT
     repeat_after_ms: int | None = None
     on_conflict: int = OnConflict.REJECT
     consumer: bytes | None = None

@@ -28,7 +28,7 @@ class Policy:
         10 * SECOND_MS, 0, _REPEAT_MAX_MS, "Repeat of a Store that names none."
     )
     backoff: int = bounded(
-        Backoff.FIXED, 0, max(Backoff), "0 is fixed, 1 doubles with each attempt."
+        int(Backoff.FIXED), 0, int(max(Backoff)), "0 is fixed, 1 doubles with each attempt."
     )
     repeat_cap_ms: int = bounded(HOUR_MS, 1, _REPEAT_MAX_MS, "Where doubling ends.")
     jitter_permille: int = bounded(

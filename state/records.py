@@ -20,6 +20,9 @@ META, THEME, CONSUMER, WINDOW, RECEIPT, SESSION, CHECK = range(7)
 
 NEVER = -1
 
+ID_BITS = 64  # a session's id in the lower bits of its place in an index
+ID_MASK = (1 << ID_BITS) - 1
+
 
 class HistoryEntry(NamedTuple):
     """Why a session stopped being active. Equal ones in a row are one entry."""
@@ -167,13 +170,13 @@ class Session(Record):
         "created_ms",
         "data_digest",
         "digested_chunks",
-        "due_ms",
         "epoch",
         "history",
         "key",
         "lease_bucket",
         "lease_ms",
         "phase",
+        "place",
         "priority",
         "progress_ms",
         "revision",
@@ -192,7 +195,7 @@ class Session(Record):
         "revision",
         "attempts",
         "updated_ms",
-        "due_ms",
+        "place",
         "touched_ms",
         "history",
         "consumer",
@@ -226,7 +229,7 @@ class Session(Record):
         self.attempts = 0
         self.created_ms = now_ms
         self.updated_ms = now_ms
-        self.due_ms = now_ms
+        self.place = now_ms << ID_BITS | session_id  # of its due time, in the index of sleepers
         self.touched_ms = now_ms  # the last operation on it while active
         self.history: tuple[HistoryEntry, ...] = ()
         # While active:
@@ -241,6 +244,15 @@ class Session(Record):
     @property
     def identity(self) -> int:
         return self.session_id
+
+    @property
+    def due_ms(self) -> int:
+        """When it is or was due; of a session that was never stored, when it was created."""
+        return self.place >> ID_BITS
+
+    @due_ms.setter
+    def due_ms(self, due_ms: int) -> None:
+        self.place = due_ms << ID_BITS | self.session_id
 
     @property
     def data_bytes(self) -> int:

@@ -21,11 +21,9 @@ from state.leases import LeaseCalendar
 from state.ledger import Ledger, Undo
 from state.limits import THEME_MAX, Limits
 from state.ordered import OrderedInts
-from state.records import Consumer, Receipt, Record, Session, Theme, Window
+from state.records import ID_BITS, ID_MASK, Consumer, Receipt, Record, Session, Theme, Window
 from state.transitions import ACTIVE, NOTHING, PARKED, READY, STORED
 
-ID_BITS = 64
-ID_MASK = (1 << ID_BITS) - 1
 _PRIORITY_SHIFT = 128
 
 
@@ -92,7 +90,7 @@ class Tables:
         if session.phase is ACTIVE:
             self.leases.enter(session)
         elif session.phase is not PARKED:
-            place = session.due_ms << ID_BITS | session.session_id
+            place = session.place
             if place <= self.horizon:
                 session.phase = READY
                 theme.ready.add(session.priority << _PRIORITY_SHIFT | place)
@@ -114,7 +112,7 @@ class Tables:
             if theme.policy.max_active:
                 self.awake.add(theme)
         elif phase is not PARKED:
-            place = session.due_ms << ID_BITS | session.session_id
+            place = session.place
             if phase is READY:
                 theme.ready.remove(session.priority << _PRIORITY_SHIFT | place)
             else:
