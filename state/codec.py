@@ -4,8 +4,8 @@ A batch is one msgpack array: `[version, proposer, incarnation, sequence, term, 
 operation is an array too (see `operations`). An operation is encoded once, by whoever asks for it;
 making a batch of encoded operations copies bytes and no more.
 
-Decoding trusts nobody. It never raises anything but `Refused`, makes no maps or extensions that
-hold anything, and what it builds is bounded by the length of what it was given.
+Decoding trusts nobody. It never raises anything but `Refused`, makes no maps or extensions, and
+what it builds is bounded by the length of what it was given.
 """
 
 import hashlib
@@ -16,24 +16,50 @@ from typing import Any, NamedTuple
 import msgpack
 
 from state.errors import LimitExceeded, Malformed, Refused, UnsupportedVersion
-from state.limits import SEQUENCE_MAX, Limits
+from state.limits import LIMIT_RANGES, PROPOSER_CHARS_MAX, SEQUENCE_MAX, Limits
 from state.operations import OPERATIONS, Operation, field_names
 
 BATCH_VERSION = 1
+
+# Batch, operations, Idempotent, Txn, operation, settings, setting: nothing correct is deeper.
+_DEPTH_MAX = 8
+
+if msgpack.Unpacker.__module__ == "msgpack.fallback":
+    # It is slow, and refuses other depths of nesting than the compiled one: nodes would disagree.
+    raise ImportError("msgpack was installed without its compiled part")
+
+# More than a header has: a proposer of 64 characters of 4 bytes, and five numbers.
+_HEADER_BYTES = 512
+
+_ARRAY_LENGTH_MAX = LIMIT_RANGES["batch_operations"].maximum
 
 _FIXARRAY_6 = 0x96
 _PREFIX = bytes((_FIXARRAY_6, BATCH_VERSION))
 _UINT64_END = 2**64
 
 
-class Batch(NamedTuple):
-    """A decoded envelope. Its operations are as they came: nothing inside them is checked yet."""
+def _refuse(*_: object) -> None:
+    raise ValueError("no operation has maps or extensions")
+
+
+_STRICT: dict[str, Any] = {
+    "raw": False,
+    "use_list": False,
+    "object_hook": _refuse,
+    "ext_hook": _refuse,
+    "max_map_len": 0,
+    "max_ext_len": 0,
+}
+
+
+class Header(NamedTuple):
+    """What stands before the operations of a batch."""
 
     proposer: str
     incarnation: int
     sequence: int
     term: int
-    operations: tuple[Any, ...]
+    operation_count: int
 
 
 _pack: Callable[[Any], bytes] = msgpack.Packer(use_bin_type=True, strict_types=False).pack
@@ -100,26 +126,42 @@ def _array_header(length: int) -> bytes:
     return b"\xdd" + length.to_bytes(4, "big")
 
 
-def decode_batch(data: bytes, limits: Limits) -> Batch:
-    """Read a batch. Raises `Refused` with UnsupportedVersion, LimitExceeded or Malformed."""
-    if len(data) > limits.batch_bytes:
-        raise Refused(LimitExceeded("batch_bytes", len(data), limits.batch_bytes))
+def decode_header(data: bytes) -> Header:
+    """Read the header of a batch. Raises `Refused` with UnsupportedVersion or Malformed."""
     if data[:2] != _PREFIX:
         raise Refused(_what_begins(data))
-    decoded = decode(data)
-    # decode() read the prefix as an array of six, so there are six.
-    _, proposer, incarnation, sequence, term, operations = decoded
-    kinds = (type(proposer), type(incarnation), type(sequence), type(term), type(operations))
-    if kinds != (str, int, int, int, tuple):
-        raise Refused(Malformed("an envelope field has the wrong type"))
-    if not 0 < len(proposer) <= limits.proposer_chars:
-        raise Refused(LimitExceeded("proposer_chars", len(proposer), limits.proposer_chars))
-    for name, value in (("incarnation", incarnation), ("sequence", sequence), ("term", term)):
-        if not 0 <= value <= SEQUENCE_MAX:
-            raise Refused(Malformed(f"{name} is out of range"))
-    if len(operations) > limits.batch_operations:
-        raise Refused(LimitExceeded("batch_operations", len(operations), limits.batch_operations))
-    return Batch(proposer, incarnation, sequence, term, operations)
+    unpacker = msgpack.Unpacker(max_buffer_size=_HEADER_BYTES, **_STRICT)
+    unpacker.feed(data[2 : 2 + _HEADER_BYTES])
+    try:
+        proposer, incarnation, sequence, term = (unpacker.unpack() for _ in range(4))
+        operation_count = unpacker.read_array_header()
+    except MemoryError:
+        raise  # of this node alone, so it must not become an answer
+    except Exception as error:
+        raise Refused(Malformed("the header of the batch is not msgpack")) from error
+    if (type(proposer), type(incarnation), type(sequence), type(term)) != (str, int, int, int):
+        raise Refused(Malformed("a field of the header has the wrong type"))
+    if not proposer:
+        raise Refused(Malformed("the proposer has no name"))
+    if len(proposer) > PROPOSER_CHARS_MAX:
+        raise Refused(LimitExceeded("proposer_chars", len(proposer), PROPOSER_CHARS_MAX))
+    if not max(incarnation, sequence, term) <= SEQUENCE_MAX or min(incarnation, sequence, term) < 0:
+        raise Refused(Malformed("a number of the header is out of range"))
+    return Header(proposer, incarnation, sequence, term, operation_count)
+
+
+def decode_operations(data: bytes, header: Header, limits: Limits) -> tuple[Any, ...]:
+    """Read the operations of a batch; nothing inside them is checked yet.
+
+    Raises `Refused` with LimitExceeded or Malformed.
+    """
+    if len(data) > limits.batch_bytes:
+        raise Refused(LimitExceeded("batch_bytes", len(data), limits.batch_bytes))
+    if header.operation_count > limits.batch_operations:
+        bound = limits.batch_operations
+        raise Refused(LimitExceeded("batch_operations", header.operation_count, bound))
+    operations: tuple[Any, ...] = decode(data)[5]
+    return operations
 
 
 def _what_begins(data: bytes) -> UnsupportedVersion | Malformed:
@@ -140,14 +182,9 @@ def _what_begins(data: bytes) -> UnsupportedVersion | Malformed:
 def decode(data: bytes) -> Any:  # noqa: ANN401 - whatever the bytes say
     """Plain values from bytes, arrays as tuples. Raises `Refused` with Malformed."""
     try:
-        return msgpack.unpackb(
-            data,
-            raw=False,
-            use_list=False,
-            strict_map_key=True,
-            max_map_len=0,
-            max_ext_len=0,
-        )
+        return msgpack.unpackb(data, max_array_len=_ARRAY_LENGTH_MAX, **_STRICT)
+    except MemoryError:
+        raise  # of this node alone, so it must not become an answer
     except Exception as error:
         # msgpack raises a dozen types, and decoding has no effects that could be half done.
         raise Refused(Malformed("not msgpack")) from error
@@ -161,10 +198,15 @@ def encode_values(values: Iterable[Any]) -> bytes:
 def fingerprint(value: Any) -> bytes:  # noqa: ANN401 - any decoded operation
     """16 bytes that tell two decoded operations apart (BLAKE2b, RFC 7693).
 
-    Raises `Refused` with Malformed for a value nested deeper than msgpack writes.
+    Raises `Refused` with Malformed for a value nested deeper than any operation is: how deep
+    msgpack writes differs between its versions.
     """
-    try:
-        packed = _pack(value)
-    except ValueError as error:
-        raise Refused(Malformed("nested too deeply")) from error
-    return hashlib.blake2b(packed, digest_size=16).digest()
+    if _is_deeper(value, _DEPTH_MAX):
+        raise Refused(Malformed("nested too deeply"))
+    return hashlib.blake2b(_pack(value), digest_size=16).digest()
+
+
+def _is_deeper(value: Any, depth: int) -> bool:  # noqa: ANN401
+    if not isinstance(value, tuple):
+        return False
+    return depth == 0 or any(_is_deeper(one, depth - 1) for one in value)

@@ -9,6 +9,7 @@ One small tree of values:
     ├── IncarnationSuperseded  incarnation_superseded  unknown      no
     ├── UnknownOperation       unknown_operation       not_applied  no
     ├── LimitExceeded          limit_exceeded          not_applied  by limit
+    ├── OutOfRange             out_of_range            not_applied  no
     ├── StaleTerm              stale_term              not_applied  no
     ├── SessionNotFound        session_not_found       not_applied  no
     ├── LeaseLost              lease_lost              not_applied  no
@@ -129,7 +130,21 @@ class LimitExceeded(Failure):
         return self.limit in RECEDING_LIMITS
 
     def __str__(self) -> str:
-        return f"{self.limit} is limited to {self.bound}, not {self.value}"
+        return f"{self.value} is beyond the bound of {self.limit}, {self.bound}"
+
+
+@dataclass(frozen=True, slots=True)
+class OutOfRange(Failure):
+    """A limit or a theme's policy was to be set to what it cannot be."""
+
+    code: ClassVar[str] = "out_of_range"
+    setting: str
+    value: int
+    minimum: int
+    maximum: int
+
+    def __str__(self) -> str:
+        return f"{self.setting} is between {self.minimum} and {self.maximum}, not {self.value}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +179,7 @@ class LeaseLost(Failure):
     current_epoch: int
 
     def __str__(self) -> str:
-        return f"epoch {self.epoch} of the session is over; its newest is {self.current_epoch}"
+        return f"epoch {self.epoch} does not hold the session; its newest is {self.current_epoch}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +265,7 @@ FAILURES: tuple[type[Failure], ...] = (
     IncarnationSuperseded,
     UnknownOperation,
     LimitExceeded,
+    OutOfRange,
     StaleTerm,
     SessionNotFound,
     LeaseLost,

@@ -2,9 +2,9 @@
 
 Every method first checks, raising `Refused`, and then changes; nothing is changed before the last
 check, so a refused operation leaves no trace. The order of checks is part of what all nodes agree
-on, and is the same everywhere: is the operation well formed, does its target exist, is the epoch
-the newest, does the transition table have the row, is the revision the expected one, are the limits
-kept.
+on, and is the same everywhere: are the operation's fields well formed, does its target exist, is
+the epoch the newest, does the transition table have the row, is the revision the expected one, are
+the limits of data and of the state kept.
 
 The methods take operations as they were decoded, with the outermost types checked
 (`operations.shapes`). Empty data is no chunk.
@@ -38,20 +38,29 @@ from state.results import Acquired, Created, Stored
 from state.tables import Tables
 from state.transitions import (
     ACTIVE,
+    NOTHING,
     PARKED,
     READY,
+    RULES,
     STORED,
     Act,
-    Actor,
     Phase,
-    check_move,
-    permitted,
+    Rule,
 )
 
-_PRODUCER_PHASES = {act: permitted(act, Actor.PRODUCER) for act in Act}
-_APPEND, _REMOVE, _NEW = Act.APPEND, Act.REMOVE, Act.NEW
+_NEW = RULES[Act.NEW]
+_APPEND = RULES[Act.APPEND]
+_REPLACE = RULES[Act.REPLACE]
+_REMOVE = RULES[Act.REMOVE]
+_STORE = RULES[Act.STORE]
+_ACQUIRE = RULES[Act.ACQUIRE]
+_ACQUIRE_SESSION = RULES[Act.ACQUIRE_SESSION]
+_TOUCH = RULES[Act.TOUCH]
+_PARK = RULES[Act.PARK]
+_UNPARK = RULES[Act.UNPARK]
+_REAP = RULES[Act.REAP]
 _CREATED, _APPENDED, _REPLACED, _ACQUIRED, _STORED, _READY, _PARKED, _REMOVED, _ = EventKind
-_STORE_CAUSES = frozenset(Cause) - {Cause.PARKED}
+_STORE_CAUSES = {int(cause): cause for cause in Cause if cause is not Cause.PARKED}
 _CONFLICTS = frozenset(OnConflict)
 
 
@@ -82,48 +91,52 @@ class Executor:
         size_bytes = SESSION_OVERHEAD_BYTES
         if data:
             size_bytes += len(data) + CHUNK_OVERHEAD_BYTES
-        theme = tables.themes.get(theme_id)
-        if theme is None:
-            theme = tables.open_theme(theme_id)
         if key is not None:
             if not 0 < len(key) <= limits.key_bytes:
                 _exceeded("key_bytes", len(key), limits.key_bytes)
             size_bytes += len(key)
-            holder_id = theme.keys.get(key)
-            if holder_id is not None:
-                return self._new_with_held_key(self._sessions[holder_id], data, on_conflict)
+        theme = tables.themes.get(theme_id)
+        if theme is None:
+            tables.check_theme(theme_id)
+        elif key is not None and key in theme.keys:
+            return self._new_with_held_key(self._sessions[theme.keys[key]], data, on_conflict)
         if len(data) > limits.chunk_bytes:
             _exceeded("chunk_bytes", len(data), limits.chunk_bytes)
         if len(data) > limits.session_bytes:
             _exceeded("session_bytes", len(data), limits.session_bytes)
         if tables.size_bytes + size_bytes > limits.state_bytes:
             _exceeded("state_bytes", tables.size_bytes + size_bytes, limits.state_bytes)
-        policy = theme.policy
-        if policy.max_sessions and theme.population >= policy.max_sessions:
-            _exceeded("max_sessions", theme.population + 1, policy.max_sessions)
+        if theme is not None:
+            policy = theme.policy
+            if policy.max_sessions and theme.population >= policy.max_sessions:
+                _exceeded("max_sessions", theme.population + 1, policy.max_sessions)
+            if policy.max_active and repeat_after_ms is None:
+                self._check_room(theme)
         if tables.last_session_id >= COUNTER_MAX:
             _exceeded("session_id", tables.last_session_id + 1, COUNTER_MAX)
-        now_ms = tables.now_ms
-        chunks = [data] if data else []
         if repeat_after_ms is not None:
-            due_ms = now_ms + self._checked_repeat_ms(repeat_after_ms)
-            tables.last_session_id = session_id = tables.last_session_id + 1
-            session = Session(session_id, theme, key, chunks, size_bytes, priority, now_ms)
-            session.due_ms = due_ms
+            self._check_repeat_ms(repeat_after_ms)
+        elif consumer_id is not None:
+            tables.check_consumer(consumer_id)
+        if theme is None:
+            theme = tables.open_theme(theme_id)
+        now_ms = tables.now_ms
+        tables.last_session_id = session_id = tables.last_session_id + 1
+        chunks = [data] if data else []
+        session = Session(session_id, theme, key, chunks, size_bytes, priority, now_ms)
+        if repeat_after_ms is not None:
+            session.due_ms = now_ms + repeat_after_ms
             session.phase = STORED
         else:
-            if policy.max_active:
-                self._check_room(theme)
-            consumer = None if consumer_id is None else tables.open_consumer(consumer_id)
-            tables.last_session_id = session_id = tables.last_session_id + 1
-            session = Session(session_id, theme, key, chunks, size_bytes, priority, now_ms)
             session.phase = ACTIVE
             session.epoch = 1
             session.attempts = 1
-            session.consumer = consumer
-            session.lease_ms = policy.lease_ms
-            session.progress_ms = policy.progress_ms
+            if consumer_id is not None:
+                session.consumer = tables.open_consumer(consumer_id)
+            session.lease_ms = theme.policy.lease_ms
+            session.progress_ms = theme.policy.progress_ms
         tables.keep(session)
+        _NEW.check(NOTHING, session.phase)
         self.events.append((_CREATED, session_id, theme_id, key, 1))
         if session.phase is READY:
             self.events.append((_READY, session_id, theme_id, key, 1))
@@ -133,7 +146,7 @@ class Executor:
         if on_conflict == OnConflict.RETURN_EXISTING:
             return Created(holder.session_id, 0, holder.revision, False)  # noqa: FBT003
         source = holder.phase
-        if on_conflict == OnConflict.REJECT or source not in (STORED, READY):
+        if on_conflict == OnConflict.REJECT or not _NEW.allows(source, READY):
             raise Refused(KeyConflict(holder.session_id, source.name.lower()))
         if data:
             self._check_growth(holder, len(data))
@@ -141,9 +154,10 @@ class Executor:
         self._tables.leave(holder)
         if data:
             self._add_chunk(holder, data)
-        holder.due_ms = self._tables.now_ms
+        # If it is due already, it keeps its turn.
+        holder.due_ms = min(holder.due_ms, self._tables.now_ms)
         self._tables.enter(holder)
-        check_move(source, _NEW, holder.phase)
+        _NEW.check(source, holder.phase)
         if data:
             self._emit(_APPENDED, holder)
         self._emit_stored(holder)
@@ -161,20 +175,31 @@ class Executor:
             _exceeded("acquire_themes", len(theme_ids), limits.acquire_themes)
         if not 0 < count <= limits.acquire_count:
             _exceeded("acquire_count", count, limits.acquire_count)
-        consumer = None if consumer_id is None else tables.open_consumer(consumer_id)
-        count = min(count, limits.batch_acquired - self.handed_out)
+        if consumer_id is not None:
+            tables.check_consumer(consumer_id)
+            if consumer_id in tables.consumers:
+                tables.open_consumer(consumer_id)  # a sign of life, whatever is found
         known = map(tables.themes.get, dict.fromkeys(theme_ids))
         # Who was served longest ago comes first, and then each in turn.
         queue = sorted(
             (theme for theme in known if theme is not None and theme.can_serve), key=_by_turn
         )
+        if not queue:
+            return ()
+        room = limits.batch_acquired - self.handed_out
+        if room < count:
+            count = room
+            tables.awake.update(queue)  # whoever waits shall ask again
+        if count <= 0:
+            return ()
+        consumer = None if consumer_id is None else tables.open_consumer(consumer_id)
         acquired: list[Acquired] = []
         while queue and len(acquired) < count:
             for theme in queue[: count - len(acquired)]:
                 place = theme.ready.first()
                 if place is not None:
                     session = self._sessions[place & ID_MASK]
-                    acquired.append(self._activate(session, Act.ACQUIRE, consumer))
+                    acquired.append(self._activate(session, _ACQUIRE, consumer))
                     self._serve(theme)
             queue = [theme for theme in queue if theme.can_serve]
         self.handed_out += len(acquired)
@@ -182,10 +207,13 @@ class Executor:
 
     def acquire_session(self, operation: tuple[Any, ...]) -> Acquired:
         _, target, consumer_id, if_revision = operation
-        session = self._claim(target, None, Act.ACQUIRE_SESSION, if_revision)
+        session = self._claim(target, None, _ACQUIRE_SESSION, if_revision)
         self._check_room(session.theme)
-        consumer = None if consumer_id is None else self._tables.open_consumer(consumer_id)
-        return self._activate(session, Act.ACQUIRE_SESSION, consumer)
+        consumer = None
+        if consumer_id is not None:
+            self._tables.check_consumer(consumer_id)
+            consumer = self._tables.open_consumer(consumer_id)
+        return self._activate(session, _ACQUIRE_SESSION, consumer)
 
     def append(self, operation: tuple[Any, ...]) -> int:
         _, target, epoch, data, if_revision = operation
@@ -205,7 +233,7 @@ class Executor:
 
     def replace(self, operation: tuple[Any, ...]) -> int:
         _, target, epoch, data, if_revision = operation
-        session = self._claim(target, epoch, Act.REPLACE, if_revision)
+        session = self._claim(target, epoch, _REPLACE, if_revision)
         tables = self._tables
         limits = tables.limits
         if len(data) > limits.chunk_bytes:
@@ -228,9 +256,10 @@ class Executor:
 
     def touch(self, operation: tuple[Any, ...]) -> int:
         _, target, epoch, consumer_id = operation
-        session = self._claim(target, epoch, Act.TOUCH, None)
+        session = self._claim(target, epoch, _TOUCH, None)
         consumer = session.consumer
         if consumer_id is not None:
+            self._tables.check_consumer(consumer_id)
             consumer = self._tables.open_consumer(consumer_id)
         if session.mark != self._ledger.mark:
             self._ledger.note(session)
@@ -245,13 +274,15 @@ class Executor:
             raise Refused(Malformed("cause is out of range"))
         self._check_reason(reason)
         if repeat_after_ms is not None:
-            self._checked_repeat_ms(repeat_after_ms)
+            self._check_repeat_ms(repeat_after_ms)
         if cause == Cause.STALE:
-            return self._reap(target, epoch, repeat_after_ms, reason)
-        session = self._claim(target, epoch, Act.STORE, if_revision)
+            return self._reap(operation)
+        session = self._claim(target, epoch, _STORE, if_revision)
         if session.phase is ACTIVE:
             self._renew(session)
-            return self._store_active(session, Act.STORE, repeat_after_ms, Cause(cause), reason)
+            return self._store_active(
+                session, _STORE, repeat_after_ms, _STORE_CAUSES[cause], reason
+            )
         if repeat_after_ms is None:
             repeat_after_ms = session.theme.policy.delay_ms(session.session_id, session.attempts)
         source = session.phase
@@ -259,72 +290,67 @@ class Executor:
         self._tables.leave(session)
         session.due_ms = self._tables.now_ms + repeat_after_ms
         self._tables.enter(session)
-        check_move(source, Act.STORE, session.phase)
+        _STORE.check(source, session.phase)
         self._emit_stored(session)
         return Stored(session.session_id, session.revision, session.due_ms, parked=False)
 
-    def _reap(
-        self,
-        target: int | tuple[Any, ...],
-        epoch: int | None,
-        repeat_after_ms: int | None,
-        reason: str,
-    ) -> Stored:
+    def _reap(self, operation: tuple[Any, ...]) -> Stored:
         """Store for a consumer that is not heard of: check again whether that is still so."""
+        _, target, epoch, repeat_after_ms, _, reason, if_revision = operation
         if epoch is None:
             raise Refused(Malformed("a Store of cause stale shows the epoch that it found"))
         if self.term < self._tables.term:
             raise Refused(StaleTerm(self.term, self._tables.term))
-        session = self._claim(target, epoch, Act.REAP, None)
+        session = self._claim(target, epoch, _REAP, if_revision)
         if session.deadline_ms > self._tables.now_ms:
             raise Refused(NotStale(session.session_id, session.deadline_ms))
-        return self._store_active(session, Act.REAP, repeat_after_ms, Cause.STALE, reason)
+        return self._store_active(session, _REAP, repeat_after_ms, Cause.STALE, reason)
 
     def _store_active(
-        self, session: Session, act: Act, repeat_after_ms: int | None, cause: Cause, reason: str
+        self, session: Session, rule: Rule, repeat_after_ms: int | None, cause: Cause, reason: str
     ) -> Stored:
-        now_ms = self._tables.now_ms
         policy = session.theme.policy
         attempts, parks = session.attempts, False
         if cause is Cause.SHUTDOWN:
             attempts -= 1
         else:
             parks = 0 < policy.max_attempts <= attempts
-        if parks or (cause is Cause.SHUTDOWN and repeat_after_ms is None):
-            repeat_after_ms = 0
-        elif repeat_after_ms is None:
-            repeat_after_ms = policy.delay_ms(session.session_id, attempts)
-        self._deactivate(session, act, PARKED if parks else STORED, cause, reason)
+        if repeat_after_ms is None:
+            at_once = cause is Cause.SHUTDOWN
+            repeat_after_ms = 0 if at_once else policy.delay_ms(session.session_id, attempts)
+        self._deactivate(session, rule, PARKED if parks else STORED, cause, reason)
         session.attempts = attempts
-        session.due_ms = now_ms + repeat_after_ms
-        self._settle(session, act)
+        if not parks:
+            session.due_ms = self._tables.now_ms + repeat_after_ms
+        self._settle(session, rule)
         return Stored(session.session_id, session.revision, session.due_ms, parks)
 
     def park(self, operation: tuple[Any, ...]) -> int:
         _, target, epoch, reason, if_revision = operation
         self._check_reason(reason)
-        session = self._claim(target, epoch, Act.PARK, if_revision)
+        session = self._claim(target, epoch, _PARK, if_revision)
         self._renew(session)
-        self._deactivate(session, Act.PARK, PARKED, Cause.PARKED, reason)
-        self._settle(session, Act.PARK)
+        self._deactivate(session, _PARK, PARKED, Cause.PARKED, reason)
+        self._settle(session, _PARK)
         return session.revision
 
     def unpark(self, operation: tuple[Any, ...]) -> Stored:
         _, target, if_revision = operation
-        session = self._claim(target, None, Act.UNPARK, if_revision)
+        session = self._claim(target, None, _UNPARK, if_revision)
         self._revise(session)
         self._tables.leave(session)
         session.phase = STORED
         session.attempts = 0
         session.due_ms = self._tables.now_ms
         self._tables.enter(session)
-        check_move(PARKED, Act.UNPARK, session.phase)
+        _UNPARK.check(PARKED, session.phase)
         self._emit_stored(session)
         return Stored(session.session_id, session.revision, session.due_ms, parked=False)
 
     def remove(self, operation: tuple[Any, ...]) -> int:
         _, target, epoch, if_revision = operation
         session = self._claim(target, epoch, _REMOVE, if_revision)
+        _REMOVE.check(session.phase, NOTHING)
         if session.phase is ACTIVE:
             consumer = session.consumer
             if consumer is not None and consumer.seen_ms != self._tables.now_ms:
@@ -339,18 +365,22 @@ class Executor:
     # Checks
 
     def _claim(
-        self, target: int | tuple[Any, ...], epoch: int | None, act: Act, if_revision: int | None
+        self, target: int | tuple[Any, ...], epoch: int | None, rule: Rule, if_revision: int | None
     ) -> Session:
-        """The session that `act` may be done to, by who shows this epoch."""
+        """The session that the rule's act may be done to, by who shows this epoch."""
         session = self._sessions.get(target) if type(target) is int else self._find_by_key(target)
         if session is None:
             raise Refused(SessionNotFound())
         if epoch is not None:
-            # Every row of an operator, and the reaper's, begins in ACTIVE.
             if session.epoch != epoch or session.phase is not ACTIVE:
                 raise Refused(LeaseLost(session.session_id, epoch, session.epoch))
-        elif session.phase not in _PRODUCER_PHASES[act]:
-            raise Refused(WrongPhase(session.session_id, session.phase.name.lower(), act.value))
+            allowed = rule.by_holder[ACTIVE]
+        else:
+            allowed = rule.by_producer[session.phase]
+        if not allowed:
+            raise Refused(
+                WrongPhase(session.session_id, session.phase.name.lower(), rule.act.value)
+            )
         if if_revision is not None and if_revision != session.revision:
             raise Refused(RevisionMismatch(session.session_id, if_revision, session.revision))
         return session
@@ -364,11 +394,10 @@ class Executor:
             return None
         return self._sessions.get(theme.keys.get(key, 0))  # no session has id 0
 
-    def _checked_repeat_ms(self, repeat_after_ms: int) -> int:
+    def _check_repeat_ms(self, repeat_after_ms: int) -> None:
         bound_ms = self._tables.limits.repeat_after_ms
         if not 0 <= repeat_after_ms <= bound_ms:
             _exceeded("repeat_after_ms", repeat_after_ms, bound_ms)
-        return repeat_after_ms
 
     def _check_reason(self, reason: str) -> None:
         bound = self._tables.limits.reason_chars
@@ -417,8 +446,8 @@ class Executor:
         session.chunks.append(data)
         self._tables.resize(session, len(data) + CHUNK_OVERHEAD_BYTES)
 
-    def _activate(self, session: Session, act: Act, consumer: Consumer | None) -> Acquired:
-        check_move(session.phase, act, ACTIVE)
+    def _activate(self, session: Session, rule: Rule, consumer: Consumer | None) -> Acquired:
+        rule.check(session.phase, ACTIVE)
         policy = session.theme.policy
         self._revise(session)
         self._tables.leave(session)
@@ -434,21 +463,22 @@ class Executor:
         return Acquired(session.session_id, session.epoch, session.revision)
 
     def _deactivate(
-        self, session: Session, act: Act, phase: Phase, cause: Cause, reason: str
+        self, session: Session, rule: Rule, phase: Phase, cause: Cause, reason: str
     ) -> None:
         """Take a session from its operator; `_settle` puts it where `phase` belongs."""
-        check_move(session.phase, act, phase)
+        rule.check(session.phase, phase)
         self._revise(session)
         self._tables.leave(session)
         session.phase = phase
+        session.due_ms = self._tables.now_ms
         session.consumer = None
         session.lease_ms = 0
         session.progress_ms = 0
         self._add_history(session, cause, reason)
 
-    def _settle(self, session: Session, act: Act) -> None:
+    def _settle(self, session: Session, rule: Rule) -> None:
         self._tables.enter(session)
-        check_move(ACTIVE, act, session.phase)
+        rule.check(ACTIVE, session.phase)
         if session.phase is PARKED:
             self._emit(_PARKED, session)
         else:
@@ -462,10 +492,16 @@ class Executor:
             merged = HistoryEntry(int(cause), reason, last.times + 1, last.first_ms, now_ms)
             session.history = (*history[:-1], merged)
             return
-        # A session is parked with all its causes: as many as attempts, and shutdowns between.
+        added = [*history, HistoryEntry(int(cause), reason, 1, now_ms, now_ms)]
+        # A session is parked with the causes of all its attempts; shutdowns are none.
         bound = max(self._tables.limits.history_entries, 2 * session.theme.policy.max_attempts)
-        added = (*history, HistoryEntry(int(cause), reason, 1, now_ms, now_ms))
-        session.history = added[-bound:]
+        while len(added) > bound:
+            causes = [entry.cause for entry in added]
+            del added[causes.index(Cause.SHUTDOWN) if Cause.SHUTDOWN in causes else 0]
+        session.history = tuple(added)
+        before_bytes = sum([entry.size_bytes for entry in history])
+        after_bytes = sum([entry.size_bytes for entry in added])
+        self._tables.resize(session, after_bytes - before_bytes)
 
     def _serve(self, theme: Theme) -> None:
         """Note that it was a theme's turn."""

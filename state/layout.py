@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from state import codec
 from state.policy import POLICY_RANGES
 from state.records import (
+    ANSWERS,
     CHECK,
     CONSUMER,
     META,
@@ -17,7 +18,9 @@ from state.records import (
     SESSION,
     THEME,
     WINDOW,
+    Answers,
     Consumer,
+    Identity,
     Receipt,
     Record,
     Session,
@@ -44,7 +47,8 @@ FIELDS: dict[int, tuple[str, ...]] = {
     ),
     THEME: ("theme_id", "policy", "paused", "served"),
     CONSUMER: ("consumer_id", "seen_ms"),
-    WINDOW: ("proposer", "incarnation", "floor", "batches"),
+    WINDOW: ("proposer", "incarnation", "floor"),
+    ANSWERS: ("proposer", "sequence", "results"),
     RECEIPT: ("key", "fingerprint", "expires_ms", "result"),
     SESSION: (
         "session_id",
@@ -65,7 +69,7 @@ FIELDS: dict[int, tuple[str, ...]] = {
         "history",
         "chunk_count",
     ),
-    CHECK: ("digest",),
+    CHECK: ("digest", "applied_index"),
 }
 
 _ITEM_BYTES = 200
@@ -75,14 +79,14 @@ _HASH_AGAIN_BYTES = 4096
 
 
 class Item(NamedTuple):
-    """One record to put in place of the one with its identity, or to delete.
+    """One record to put in place of the one with its identity, or to delete if it is there.
 
     `fields` is None to delete. `chunks` are a session's from `first_chunk` on, in place of all
     that were stored from there on; those before it are unchanged.
     """
 
     kind: int
-    identity: int | bytes | str
+    identity: Identity
     fields: tuple[Any, ...] | None
     first_chunk: int = 0
     chunks: tuple[bytes, ...] = ()
@@ -93,9 +97,10 @@ def meta(values: tuple[Any, ...]) -> Item:
     return Item(META, 0, values)
 
 
-def check(digest: int) -> Item:
-    """The last item of a capture."""
-    return Item(CHECK, 0, (digest,))
+def check(digest: int, header: Item) -> Item:
+    """The last item of a capture, by which a reader knows that it has all of it."""
+    _, applied_index, *_ = header.fields or ()
+    return Item(CHECK, 0, (digest, applied_index))
 
 
 def deletion(record: Record) -> Item:
@@ -114,8 +119,8 @@ def item(record: Record, first_chunk: int) -> Item:
 def item_bytes(one: Item) -> int:
     """About how many bytes an item has."""
     size_bytes = _ITEM_BYTES + sum(map(len, one.chunks))
-    if one.kind == WINDOW and one.fields is not None:
-        size_bytes += sum(len(results) for _, results in one.fields[3])
+    if one.kind == ANSWERS and one.fields is not None:
+        size_bytes += len(one.fields[2])
     return size_bytes
 
 
@@ -130,13 +135,10 @@ def fields_of(record: Record) -> tuple[Any, ...]:
         case Consumer():
             return (record.consumer_id, record.seen_ms)
         case Window():
-            batches = tuple(
-                [
-                    (sequence, codec.encode_values(map(pack_result, results)))
-                    for sequence, results in record.results.items()
-                ]
-            )
-            return (record.proposer, record.incarnation, record.floor, batches)
+            return (record.proposer, record.incarnation, record.floor)
+        case Answers():
+            results = codec.encode_values(map(pack_result, record.results))
+            return (record.proposer, record.sequence, results)
         case Receipt():
             result = pack_result(record.result)
             return (record.key, record.fingerprint, record.expires_ms, result)

@@ -39,12 +39,13 @@ class LeaseCalendar:
         """Begin to watch a session that has become active, or whose consumer has changed."""
         consumer = session.consumer
         if consumer is not None:
-            group = consumer.groups.get(session.lease_ms)
+            consumer.population += 1
+            lease_ms = session.lease_ms
+            group = consumer.groups.get(lease_ms)
             if group is None:
-                group = consumer.groups[session.lease_ms] = {}
-                self._schedule(
-                    (consumer.consumer_id, session.lease_ms), consumer.seen_ms + session.lease_ms
-                )
+                group = consumer.groups[lease_ms] = {}
+                entry = (consumer.consumer_id, lease_ms)
+                consumer.buckets[lease_ms] = self._schedule(entry, consumer.seen_ms + lease_ms)
             group[session.session_id] = None
             if not session.progress_ms:
                 return
@@ -53,14 +54,26 @@ class LeaseCalendar:
     def leave(self, session: Session) -> None:
         """Watch a session no more. Its lease and its consumer are still those of `enter`."""
         session_id = session.session_id
-        if session.consumer is not None:
-            session.consumer.groups[session.lease_ms].pop(session_id, None)
+        consumer = session.consumer
+        if consumer is not None:
+            consumer.population -= 1
+            del consumer.groups[session.lease_ms][session_id]
         if session.lease_bucket:
-            bucket = self._buckets.get(session.lease_bucket)
-            if bucket is not None:
-                bucket.pop(session_id, None)
-            self._overdue.pop(session_id, None)
+            self._unschedule(session_id, session.lease_bucket)
             session.lease_bucket = 0
+
+    def forget(self, consumer: Consumer) -> None:
+        """Watch a consumer no more that holds nothing."""
+        for lease_ms, number in consumer.buckets.items():
+            self._unschedule((consumer.consumer_id, lease_ms), number)
+        consumer.groups.clear()
+        consumer.buckets.clear()
+
+    def next_look_ms(self) -> int | None:
+        """When there may next be something to find."""
+        if self._overdue:
+            return 0
+        return self._order[0] * BUCKET_MS if self._order else None
 
     def sweep(self, now_ms: int, count: int) -> None:
         """Look at about `count` entries whose bucket has come up."""
@@ -74,11 +87,18 @@ class LeaseCalendar:
                 del self._buckets[heappop(self._order)]
 
     def stale(self, now_ms: int, count: int) -> list[tuple[int, int]]:
-        """Up to `count` sessions whose lease has ended, as (id, epoch); looks at `count` entries.
+        """Up to `count` sessions whose lease has ended, as (id, epoch); none if there are none.
 
         They are found again the next time, until they have left or shown a sign of life.
         """
-        found: list[tuple[int, int]] = []
+        self.sweep(now_ms, count)
+        found: dict[int, int] = {}  # a session may stand in a group and by itself
+        while self._overdue and count > 0 and not found:
+            self._collect(now_ms, count, found)
+        return list(found.items())
+
+    def _collect(self, now_ms: int, count: int, found: dict[int, int]) -> None:
+        """Look at `count` overdue entries: find what is stale, and move on what was renewed."""
         for entry in list(islice(self._overdue, count)):
             deadline_ms = self._deadline_ms(entry)
             if deadline_ms is None or deadline_ms > now_ms:
@@ -89,10 +109,9 @@ class LeaseCalendar:
             for session_id in islice(self._members(entry), missing):
                 session = self._session(session_id)
                 if session is not None:
-                    found.append((session_id, session.epoch))
+                    found[session_id] = session.epoch
             if len(found) >= count:
                 break
-        return found
 
     def _look_at(self, entry: Entry, now_ms: int) -> None:
         """Put an entry where it belongs now: in a later bucket, among the overdue, or nowhere."""
@@ -107,6 +126,11 @@ class LeaseCalendar:
             session = self._session(entry)
             if session is not None:
                 session.lease_bucket = number
+        else:
+            consumer_id, lease_ms = entry
+            consumer = self._consumer(consumer_id)
+            if consumer is not None:
+                consumer.buckets[lease_ms] = number
 
     def _deadline_ms(self, entry: Entry) -> int | None:
         """When an entry is over; None if nothing of it is left."""
@@ -118,7 +142,7 @@ class LeaseCalendar:
         if consumer is None or lease_ms not in consumer.groups:
             return None
         if not consumer.groups[lease_ms]:
-            del consumer.groups[lease_ms]
+            del consumer.groups[lease_ms], consumer.buckets[lease_ms]
             return None
         return consumer.seen_ms + lease_ms
 
@@ -137,3 +161,9 @@ class LeaseCalendar:
             heappush(self._order, number)
         bucket[entry] = None
         return number
+
+    def _unschedule(self, entry: Entry, number: int) -> None:
+        bucket = self._buckets.get(number)
+        if bucket is not None:
+            bucket.pop(entry, None)
+        self._overdue.pop(entry, None)

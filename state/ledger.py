@@ -19,7 +19,6 @@ Micciancio 1997, AdHash), so it costs what changed. It finds accidents, not adve
 """
 
 from collections.abc import Iterable, Iterator
-from itertools import chain
 from typing import Any, NamedTuple
 
 from state import layout
@@ -35,29 +34,35 @@ class Undo(NamedTuple):
     record: Record
     before: tuple[Any, ...] | None
     chunk_count: int
+    dirty: bool  # whether the next checkpoint would have written it anyway
 
 
 class Capture:
     """The state, or what changed of it, at the moment of `Ledger.capture`. Read once, in pieces.
 
-    The first item is META, the last is CHECK, with the digest of the state at that moment.
+    Items come in this order: META; deletions; records by kind; CHECK, with the digest of the state
+    at that moment. There is one capture at a time: of changes until `commit` or `abandon`, of
+    everything until it was read or abandoned.
     """
 
     def __init__(
         self,
         ledger: "Ledger",
         header: Item,
-        deleted: Iterable[Record],
+        deleted: dict[Record, None],
         pending: list[dict[Record, None]] | None,
-        records: Iterable[Record],
+        records: list[Iterable[Record]],
     ) -> None:
         self.number = ledger.capture_count
-        self.digest = ledger.known_digest + layout.digest_of(header)
-        self.finished = False
+        self.finished = False  # committed, abandoned, or all of everything read
         self._ledger = ledger
-        self._pending = pending  # None: everything
-        self._early = [header, *map(layout.deletion, deleted)]
-        self._records = iter(records)
+        self._header = header
+        self._deleted = deleted
+        self._pending = pending  # by kind; None: everything
+        self._records = records  # by kind
+        self._rescued: list[list[Item]] = [[] for _ in records]  # by kind
+        self._digest = ledger.known_digest + layout.digest_of(header)
+        self._items = self._in_order()
 
     def wants(self, record: Record) -> bool:
         """Whether the record is part of the capture, and not copied yet."""
@@ -67,7 +72,59 @@ class Capture:
 
     def rescue(self, record: Record) -> None:
         """Copy a record that is about to change."""
-        self._early.append(self._take(record))
+        self._rescued[record.kind].append(self._take(record))
+
+    def redigested(self, change: int) -> None:
+        """Say that the digest of a record that is wanted was made, which changes the sum."""
+        self._digest += change
+
+    def next_piece(self, size_bytes: int = PIECE_BYTES) -> list[Item]:
+        """About `size_bytes` of items, at least one; none when everything was read."""
+        piece: list[Item] = []
+        for item in self._items:
+            piece.append(item)
+            size_bytes -= layout.item_bytes(item)
+            if size_bytes <= 0:
+                break
+        return piece
+
+    def pieces(self, size_bytes: int = PIECE_BYTES) -> Iterator[list[Item]]:
+        """All pieces, one after the other."""
+        while piece := self.next_piece(size_bytes):
+            yield piece
+
+    def commit(self) -> None:
+        """Say that what was read is safely kept, so that the next capture need not have it.
+
+        Raises RuntimeError if something was not read, or the capture is finished.
+        """
+        if next(self._items, None) is not None:
+            raise RuntimeError("the capture was not read to its end")
+        if self._pending is not None:
+            self._ledger.ended(self)
+
+    def abandon(self) -> None:
+        """End it: nothing of it counts. What changed is changed for the next capture as well.
+
+        Raises RuntimeError if the capture is finished.
+        """
+        self._ledger.ended(self)
+        if self._pending is not None:
+            self._ledger.take_back(self, self._pending, self._deleted)
+
+    def _in_order(self) -> Iterator[Item]:
+        yield self._header
+        for record in self._deleted:
+            yield layout.deletion(record)
+        for records, rescued in zip(self._records, self._rescued, strict=True):
+            for record in records:
+                if record.captured != self.number:
+                    yield self._take(record)
+            # All of this kind are copied now, so there will be no more.
+            yield from rescued
+        yield layout.check(self._digest & DIGEST_MASK, self._header)
+        if self._pending is None:
+            self._ledger.ended(self)
 
     def _take(self, record: Record) -> Item:
         self._ledger.redigest(record)
@@ -77,40 +134,6 @@ class Capture:
         first_chunk = max(record.saved, 0)
         record.saved = len(record.chunks) if isinstance(record, Session) else 0
         return layout.item(record, first_chunk)
-
-    def next_piece(self, size_bytes: int = PIECE_BYTES) -> list[Item]:
-        """About `size_bytes` of items, at least one; none when everything was read."""
-        if self.finished:
-            return []
-        piece, self._early = self._early, []
-        room_bytes = size_bytes - sum(map(layout.item_bytes, piece))
-        while room_bytes > 0:
-            record = next(self._records, None)
-            if record is None:
-                piece.append(layout.check(self.digest & DIGEST_MASK))
-                self._end()
-                break
-            if record.captured != self.number:
-                item = self._take(record)
-                piece.append(item)
-                room_bytes -= layout.item_bytes(item)
-        return piece
-
-    def pieces(self, size_bytes: int = PIECE_BYTES) -> Iterator[list[Item]]:
-        """All pieces, one after the other."""
-        while piece := self.next_piece(size_bytes):
-            yield piece
-
-    def abandon(self) -> None:
-        """End it early. After abandoning changes, only a capture of everything is complete."""
-        self._end()
-
-    def _end(self) -> None:
-        self.finished = True
-        self._records = iter(())
-        self._pending = []
-        self._early = []
-        self._ledger.capture_ended()
 
 
 class Ledger:
@@ -135,18 +158,18 @@ class Ledger:
         if self._capture is not None:
             record.captured = self.capture_count
         if self.undo is not None:
-            self.undo.append(Undo(record, None, 0))
+            self.undo.append(Undo(record, None, 0, dirty=False))
 
     def note(self, record: Record) -> None:
         """Say that a record, whose mark is not the ledger's, is about to change."""
         capture = self._capture
         if capture is not None and capture.wants(record):
             capture.rescue(record)
+        if self.undo is not None:
+            self.undo.append(self._before(record))
         record.mark = self.mark
         self._dirty[record.kind][record] = None
         self._undigested[record] = None
-        if self.undo is not None:
-            self.undo.append(_before(record))
 
     def removed(self, record: Record) -> None:
         """Say that a record is about to go. It must not have changed since it was noted last."""
@@ -154,7 +177,7 @@ class Ledger:
         if capture is not None and capture.wants(record):
             capture.rescue(record)
         if self.undo is not None:
-            self.undo.append(_before(record))
+            self.undo.append(self._before(record))
         self._dirty[record.kind].pop(record, None)
         self._undigested.pop(record, None)
         if record.saved != NEVER:
@@ -163,11 +186,18 @@ class Ledger:
             self.known_digest -= record.digest
             record.digest = 0
 
-    def restored(self, record: Record) -> None:
-        """Say that a transaction that removed a record has failed."""
-        self._deleted.pop(record, None)
-        self._dirty[record.kind][record] = None
-        self._undigested[record] = None
+    def undone(self, undo: Undo, *, removed: bool) -> None:
+        """Say that a record is again what it was before a transaction changed or removed it."""
+        record = undo.record
+        if removed:
+            # Its digest was taken out, so it has to be made again, and then be captured.
+            self._deleted.pop(record, None)
+            self._dirty[record.kind][record] = None
+            self._undigested[record] = None
+        elif not undo.dirty:
+            self._dirty[record.kind].pop(record, None)
+            self._undigested.pop(record, None)
+            record.mark = 0
 
     def loaded(self, record: Record) -> None:
         """Say that a record came from a checkpoint."""
@@ -192,6 +222,11 @@ class Ledger:
         """End a transaction, however it went."""
         self.undo = None
 
+    def _before(self, record: Record) -> Undo:
+        before = tuple([getattr(record, name) for name in record.changeable])
+        chunk_count = len(record.chunks) if isinstance(record, Session) else 0
+        return Undo(record, before, chunk_count, record in self._dirty[record.kind])
+
     def digest(self) -> int:
         """The sum of the digests of all records. Costs what changed since it was asked last."""
         for record in list(self._undigested):
@@ -209,17 +244,17 @@ class Ledger:
         self._undigested.pop(record, None)
         capture = self._capture
         if capture is not None and capture.wants(record):
-            capture.digest += change
+            capture.redigested(change)
 
     @property
     def change_count(self) -> int:
         """How many records the next checkpoint will write or delete."""
         return sum(map(len, self._dirty)) + len(self._deleted)
 
-    def capture(self, header: Item, everything: Iterable[Record] | None = None) -> Capture:
-        """Begin a capture of `everything`, or of what changed since the last one if None.
+    def capture(self, header: Item, everything: list[Iterable[Record]] | None = None) -> Capture:
+        """Begin a capture of `everything`, by kind, or of what changed since the last one if None.
 
-        Only one at a time: raises RuntimeError while another is unfinished.
+        Raises RuntimeError while another is not finished.
         """
         if self._capture is not None:
             raise RuntimeError("another capture is not finished")
@@ -228,23 +263,33 @@ class Ledger:
         if everything is None:
             pending, self._dirty = self._dirty, _by_kind()
             deleted, self._deleted = self._deleted, {}
-            records: Iterable[Record] = chain.from_iterable(pending)
-            self._capture = Capture(self, header, deleted, pending, records)
+            self._capture = Capture(self, header, deleted, pending, list(pending))
         else:
-            self._capture = Capture(self, header, (), None, everything)
+            self._capture = Capture(self, header, {}, None, everything)
         return self._capture
 
-    def capture_ended(self) -> None:
-        """Called by the capture when it has been read, or was abandoned."""
+    def take_back(
+        self, capture: Capture, pending: list[dict[Record, None]], deleted: dict[Record, None]
+    ) -> None:
+        """Make the changes of an abandoned capture wait for the next one."""
+        for kind, records in enumerate(pending):
+            for record in records:
+                if record in self._deleted:
+                    continue  # it went meanwhile
+                self._dirty[kind][record] = None
+                if record.captured == capture.number:
+                    record.saved = 0  # perhaps it is stored and perhaps not: write all of it
+        self._deleted = {**deleted, **self._deleted}
+
+    def ended(self, capture: Capture) -> None:
+        """Forget a capture that was committed or abandoned."""
+        if self._capture is not capture:
+            raise RuntimeError("the capture was finished before")
         self._capture = None
+        capture.finished = True
         if not self._undigested:
-            self._undigested = {}
+            self._undigested = {}  # an emptied dict would keep its size
 
 
 def _by_kind() -> list[dict[Record, None]]:
     return [{} for _ in range(SESSION + 1)]
-
-
-def _before(record: Record) -> Undo:
-    before = tuple([getattr(record, name) for name in record.changeable])
-    return Undo(record, before, len(record.chunks) if isinstance(record, Session) else 0)

@@ -31,11 +31,14 @@ SEQUENCE_MAX = 2**63 - 1
 TIME_MAX_MS = 2**48 - 1  # the year 10889; leaves room below 64 bits for sums
 GROUP_SHIFT = 48
 COUNTER_MAX = 2**GROUP_SHIFT - 1
+PROPOSER_CHARS_MAX = 64
 
-# What the accounting adds for each session and chunk to the bytes of data and key. Constants and
-# not measurements, because nodes of different Python versions must count alike.
+# What the accounting adds to the bytes of data, keys and reasons. Constants and not measurements,
+# because nodes of different Python versions must count alike.
 SESSION_OVERHEAD_BYTES = 700
 CHUNK_OVERHEAD_BYTES = 64
+HISTORY_OVERHEAD_BYTES = 200
+RECEIPT_OVERHEAD_BYTES = 500  # for each result that it holds
 
 
 class Range(NamedTuple):
@@ -90,7 +93,6 @@ class Limits:
     session_chunks: int = bounded(10_000, 1, 1_000_000, "Each chunk costs a row and an object.")
     key_bytes: int = bounded(256, 1, 4096, "Keys live in an index in memory.")
     consumer_bytes: int = bounded(64, 1, 256, "Consumers are named by their front end.")
-    proposer_chars: int = bounded(64, 1, 256, "Proposers are named by their node id.")
     reason_chars: int = bounded(256, 0, 4096, "Reasons are kept in the history of each session.")
     history_entries: int = bounded(
         32, 1, 1024, "Causes kept of a session; a theme's max_attempts may ask for more."
@@ -104,12 +106,14 @@ class Limits:
     )
     acquire_count: int = bounded(1024, 1, 16_384, "Sessions that one Acquire may hand out.")
     acquire_themes: int = bounded(256, 1, 4096, "Themes that one Acquire looks at.")
-    proposers: int = bounded(64, 3, 1024, "One window of results each.")
+    proposers: int = bounded(
+        1024, 3, 65_536, "Nodes that have ever proposed; a forgotten one keeps its place."
+    )
     window_batches: int = bounded(
         32, 1, 1024, "How late a repeated batch may come; well above the batches in flight."
     )
     window_results: int = bounded(
-        131_072, 1, 1_048_576, "Results kept of a proposer; the newest batch always is."
+        131_072, 1, 1_048_576, "Results kept of a proposer; its highest sequence always is."
     )
     receipts: int = bounded(1_000_000, 0, 100_000_000, "Idempotency keys remembered at a time.")
     receipt_bytes: int = bounded(
@@ -128,8 +132,8 @@ class Limits:
         4 * GIB,
         MIB,
         1024 * GIB,
-        """Data, keys and a fixed overhead. New and Append are refused above it, what ends a
-        session never is.""",
+        """Data, keys, histories, receipts, overheads. New and Append are refused above it, what
+        ends a session never is.""",
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from state import codec, layout
-from state.errors import DamagedStateError, Refused
+from state.errors import DamagedStateError
 from state.layout import FIELDS, LAYOUT_VERSION, Item
 from state.limits import (
     CHUNK_OVERHEAD_BYTES,
@@ -28,6 +28,7 @@ from state.machine import StateMachine
 from state.operations import Cause
 from state.policy import POLICY_RANGES, Policy
 from state.records import (
+    ANSWERS,
     CHECK,
     CONSUMER,
     ID_BITS,
@@ -37,6 +38,7 @@ from state.records import (
     SESSION,
     THEME,
     WINDOW,
+    Answers,
     Consumer,
     HistoryEntry,
     Receipt,
@@ -72,6 +74,7 @@ class Loader:
             THEME: _theme,
             CONSUMER: _consumer,
             WINDOW: _window,
+            ANSWERS: _answers,
             RECEIPT: _receipt,
         }
 
@@ -80,7 +83,8 @@ class Loader:
         for item in items:
             try:
                 self._feed(item)
-            except (ValueError, TypeError, KeyError, IndexError, OverflowError, Refused) as error:
+            except Exception as error:
+                # Items may be anything, so anything may go wrong with them; nothing is served.
                 raise DamagedStateError(f"{_describe(item)}: {error}") from error
 
     def finish(self) -> StateMachine:
@@ -88,7 +92,11 @@ class Loader:
         tables = self._tables
         if tables is None or self._digest is None or self._meta is None:
             raise DamagedStateError("the state is incomplete: it does not end with its digest")
-        digest = (tables.ledger.digest() + layout.digest_of(self._meta)) & layout.DIGEST_MASK
+        try:
+            digest = (tables.ledger.digest() + layout.digest_of(self._meta)) & layout.DIGEST_MASK
+        except Exception as error:
+            # Something in a result is not what msgpack writes.
+            raise DamagedStateError(f"the state has no digest: {error}") from error
         if digest != self._digest:
             raise DamagedStateError(f"the digest of the state is {digest}, not {self._digest}")
         return StateMachine(tables=tables)
@@ -109,7 +117,9 @@ class Loader:
         if tables is None:
             raise ValueError("META does not come first")
         if kind == CHECK:
-            self._digest = _int(fields[0], layout.DIGEST_MASK)
+            digest, applied_index = fields
+            _require(applied_index == tables.applied_index, "its applied index is another")
+            self._digest = _int(digest, layout.DIGEST_MASK)
             return
         if kind == SESSION:
             _require(item.first_chunk == 0, "its first chunks are missing")
@@ -143,7 +153,7 @@ def _tables(fields: tuple[Any, ...]) -> Tables:
 def _theme(tables: Tables, fields: tuple[Any, ...]) -> Theme:
     theme_id, policy, paused, served = fields
     _require(theme_id not in tables.themes, "it comes twice")
-    theme = tables.themes[_int(theme_id, THEME_MAX)] = Theme(theme_id)
+    theme = tables.themes[_int(theme_id, THEME_MAX)] = Theme(theme_id, 0)
     settings = dict(zip(POLICY_RANGES, policy, strict=True))
     for name, value in settings.items():
         one = POLICY_RANGES[name]
@@ -165,19 +175,24 @@ def _consumer(tables: Tables, fields: tuple[Any, ...]) -> Consumer:
 
 
 def _window(tables: Tables, fields: tuple[Any, ...]) -> Window:
-    proposer, incarnation, floor, batches = fields
+    proposer, incarnation, floor = fields
     _require(type(proposer) is str, "its proposer is not a str")
     _require(proposer not in tables.windows, "it comes twice")
     window = Window(proposer, _int(incarnation, SEQUENCE_MAX))
-    window.floor = _int(floor + 1, SEQUENCE_MAX) - 1
-    for sequence, encoded in batches:
-        _require(sequence not in window.results, "a sequence comes twice")
-        _require(floor < _int(sequence, SEQUENCE_MAX), "a sequence is below the floor")
-        results = tuple(map(unpack_result, codec.decode(encoded)))
-        window.results[sequence] = results
-        window.result_count += weight(results)
+    window.floor = floor if floor == -1 else _int(floor, SEQUENCE_MAX)
     tables.windows[proposer] = window
     return window
+
+
+def _answers(tables: Tables, fields: tuple[Any, ...]) -> Answers:
+    proposer, sequence, packed = fields
+    window = tables.windows[proposer]
+    _require(sequence not in window.answers, "it comes twice")
+    _require(window.floor < _int(sequence, SEQUENCE_MAX), "it is below the floor of its window")
+    results = tuple(map(unpack_result, codec.decode(packed)))
+    answers = window.answers[sequence] = Answers(proposer, sequence, results)
+    window.result_count += weight(results)
+    return answers
 
 
 def _receipt(tables: Tables, fields: tuple[Any, ...]) -> Receipt:
@@ -228,6 +243,7 @@ def _session(tables: Tables, item: Item) -> Session:
     _require(active or (session.consumer is None and not session.progress_ms), "it is not active")
     _require(not active or session.epoch > 0, "an active session has an epoch")
     session.history = tuple(_history_entry(now_ms, entry) for entry in fields["history"])
+    session.size_bytes += sum(entry.size_bytes for entry in session.history)
     tables.index(session)
     return session
 
@@ -257,6 +273,9 @@ def _require(holds: bool, problem: str) -> None:  # noqa: FBT001
 
 def _describe(item: Any) -> str:  # noqa: ANN401
     kind, name = (item.kind, item.identity) if isinstance(item, Item) else (None, None)
-    names = ("META", "theme", "consumer", "window", "receipt", "session", "CHECK")
+    names = ("META", "theme", "consumer", "window", "answers", "receipt", "session", "CHECK")
     word = names[kind] if isinstance(kind, int) and 0 <= kind < len(names) else "item"
-    return f"{word} {str(name)[:64]}"
+    try:
+        return f"{word} {str(name)[:64]}"
+    except ValueError:  # Python does not print ints of thousands of digits
+        return word

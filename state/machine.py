@@ -53,7 +53,7 @@ from state.operations import (
     shapes,
 )
 from state.records import ID_BITS, ID_MASK, Receipt, Session, Theme, Window
-from state.results import Done, Result, weight
+from state.results import Done, Result
 from state.tables import Tables
 from state.upkeep import Upkeep
 
@@ -76,7 +76,7 @@ class Applied:
     duplicate: bool = False
     """The batch had been applied before: these are the recorded results, and nothing changed."""
     awake: tuple[int, ...] = ()
-    """Themes that have something to hand out now and may not have had before, ascending."""
+    """Themes, ascending, that have something to hand out and may not have had before: a hint."""
     raw_events: tuple[RawEvent, ...] = ()
 
     def events(self) -> Iterator[Event]:
@@ -139,23 +139,29 @@ class StateMachine:
             raise ValueError(f"index {index} is not above {tables.applied_index}")
         tables.applied_index = index
         try:
-            proposer, incarnation, sequence, term, operations = codec.decode_batch(
-                batch, tables.limits
-            )
-            window = self._window(proposer, incarnation)
-            recorded = window.results.get(sequence)
-            if recorded is not None:
-                return Applied(index, recorded, duplicate=True)
-            if sequence <= window.floor:
-                return Applied(index, (), SequenceExpired(sequence, window.floor))
+            header = codec.decode_header(batch)
+            window = self._window(header.proposer, header.incarnation)
+            if window is not None and header.incarnation == window.incarnation:
+                # Before any limit is asked: an applied batch has passed those of its time.
+                recorded = window.answers.get(header.sequence)
+                if recorded is not None:
+                    return Applied(index, recorded.results, duplicate=True)
+                if header.sequence <= window.floor:
+                    return Applied(index, (), SequenceExpired(header.sequence, window.floor))
+            operations = codec.decode_operations(batch, header, tables.limits)
+            if window is None:
+                window = self._open_window(header.proposer, header.incarnation)
         except Refused as refused:
             return Applied(index, (), refused.failure)
+        if header.incarnation > window.incarnation:
+            tables.clear(window, header.incarnation, -1)
         executor, upkeep = self._executor, self._upkeep
         events: list[RawEvent] = []
         executor.events = upkeep.events = events
-        executor.term = upkeep.term = term
+        executor.term = upkeep.term = header.term
         executor.handed_out = 0
         upkeep.index = index
+        upkeep.proposer = header.proposer
         results: list[Result] = []
         add = results.append
         handlers = self._handlers
@@ -170,15 +176,15 @@ class StateMachine:
             except Refused as refused:
                 add(refused.failure)
         answers = tuple(results)
-        self._record(window, sequence, answers)
+        tables.answer(window, header.sequence, answers)
         return Applied(index, answers, awake=tables.flush(), raw_events=tuple(events))
 
     def _txn(self, operation: tuple[Any, ...]) -> Done:
         tables = self._tables
         operations = operation[1]
-        bound = tables.limits.txn_operations
-        if len(operations) > bound:
-            raise Refused(LimitExceeded("txn_operations", len(operations), bound))
+        limits = tables.limits
+        if len(operations) > limits.txn_operations:
+            raise Refused(LimitExceeded("txn_operations", len(operations), limits.txn_operations))
         executor = self._executor
         event_count, handed_out = len(executor.events), executor.handed_out
         scalars = tables.scalars()
@@ -211,9 +217,16 @@ class StateMachine:
             if receipt.fingerprint != fingerprint:
                 raise Refused(IdempotencyMismatch())
             return receipt.result
-        if receipt is None and len(tables.receipts) >= limits.receipts:
+        is_full = receipt is None and len(tables.receipts) >= limits.receipts
+        if is_full and not _is_ending(inner):
             raise Refused(LimitExceeded("receipts", len(tables.receipts) + 1, limits.receipts))
         result = self._perform(inner, self._in_idempotent)
+        if is_full:
+            # What ends a session is never refused; the key that would go first makes room.
+            first = tables.first_to_expire()
+            if first is None:
+                return result
+            tables.drop_receipt(first.key)
         expires_ms = tables.now_ms + expires_after_ms
         tables.keep_receipt(Receipt(key, fingerprint, expires_ms, result))
         return result
@@ -228,42 +241,21 @@ class StateMachine:
 
     # Exactly once
 
-    def _window(self, proposer: str, incarnation: int) -> Window:
-        """The window of a proposer's incarnation. Raises `Refused`."""
-        windows, ledger = self._tables.windows, self._tables.ledger
-        window = windows.get(proposer)
-        if window is None:
-            bound = self._tables.limits.proposers
-            if len(windows) >= bound:
-                raise Refused(LimitExceeded("proposers", len(windows) + 1, bound))
-            window = windows[proposer] = Window(proposer, incarnation)
-            ledger.created(window)
-        elif incarnation < window.incarnation:
+    def _window(self, proposer: str, incarnation: int) -> Window | None:
+        """The window of a proposer, if there is one. Raises `Refused`."""
+        window = self._tables.windows.get(proposer)
+        if window is not None and incarnation < window.incarnation:
             raise Refused(IncarnationSuperseded(incarnation, window.incarnation))
-        elif incarnation > window.incarnation:
-            ledger.note(window)
-            window.incarnation = incarnation
-            window.floor = -1
-            window.results = {}
-            window.result_count = 0
         return window
 
-    def _record(self, window: Window, sequence: int, results: tuple[Result, ...]) -> None:
-        """Keep the results of a batch, and forget the oldest for them."""
-        tables = self._tables
-        if tables.windows.get(window.proposer) is not window:
-            return  # the batch has forgotten its own proposer
-        if window.mark != tables.ledger.mark:
-            tables.ledger.note(window)
-        limits = tables.limits
-        window.results[sequence] = results
-        window.result_count += weight(results)
-        while len(window.results) > limits.window_batches or (
-            window.result_count > limits.window_results and len(window.results) > 1
-        ):
-            oldest = min(window.results)
-            window.result_count -= weight(window.results.pop(oldest))
-            window.floor = oldest
+    def _open_window(self, proposer: str, incarnation: int) -> Window:
+        """A window for a proposer that is not known. Raises `Refused`."""
+        windows, bound = self._tables.windows, self._tables.limits.proposers
+        if len(windows) >= bound:
+            raise Refused(LimitExceeded("proposers", len(windows) + 1, bound))
+        window = windows[proposer] = Window(proposer, incarnation)
+        self._tables.ledger.created(window)
+        return window
 
     # Reading. What these return is the state itself: it is to be read before the next `apply`.
 
@@ -292,7 +284,9 @@ class StateMachine:
         """All data and keys, with the overheads that the limits count."""
         return self._tables.size_bytes
 
-    def __len__(self) -> int:
+    @property
+    def session_count(self) -> int:
+        """How many sessions there are."""
         return len(self._tables.sessions)
 
     def session(self, target: int | tuple[int, bytes]) -> Session | None:
@@ -333,6 +327,20 @@ class StateMachine:
         first = self._tables.sleeping.first()
         return None if first is None else first >> ID_BITS
 
+    @property
+    def next_wake_ms(self) -> int | None:
+        """When a Tick may next find something to do; None if it cannot.
+
+        Sessions fall due, leases and receipts end. In the past if the last Tick had too much to do.
+        """
+        receipt = self._tables.first_to_expire()
+        times_ms = (
+            self.next_due_ms,
+            self._tables.leases.next_look_ms(),
+            None if receipt is None else receipt.expires_ms,
+        )
+        return min((time_ms for time_ms in times_ms if time_ms is not None), default=None)
+
     # Checkpoints
 
     def digest(self) -> int:
@@ -356,9 +364,11 @@ class StateMachine:
         return self._tables.ledger.capture(self._meta())
 
     def capture_everything(self) -> Capture:
-        """The whole state as it is now; to be read in pieces. Leaves `capture_changes` alone.
+        """The whole state as it is now; to be read in pieces, for a machine that loads it.
 
-        Raises RuntimeError while another capture is unfinished.
+        It leaves `capture_changes` alone: what that answers builds on its own earlier answers, or
+        on what this machine was loaded from, and on nothing else. Raises RuntimeError while another
+        capture is unfinished.
         """
         return self._tables.ledger.capture(self._meta(), self._tables.everything())
 
@@ -385,6 +395,13 @@ def _by_shape(handlers: dict[type[Operation], Handler]) -> Handlers:
         for shape in shapes(operation):
             found.setdefault(shape, {})[operation.code] = handler
     return {tuple: found}
+
+
+def _is_ending(operation: Any) -> bool:  # noqa: ANN401 - whatever the bytes said
+    return isinstance(operation, tuple) and operation[:1] in _ENDINGS
+
+
+_ENDINGS = {(Remove.code,), (Store.code,), (Park.code,)}
 
 
 def _unfit(

@@ -97,7 +97,8 @@ class Remove(Operation):
 class Store(Operation):
     """Let a session come back after a while. Answers `Stored`.
 
-    Without `repeat_after_ms` the theme's policy decides. Cause `STALE` is the reaper's Store.
+    Without `repeat_after_ms` the theme's policy decides when, but for the cause `SHUTDOWN`: then it
+    is due at once. Cause `STALE` is the reaper's Store, who shows the epoch that it found stale.
     """
 
     code: ClassVar[int] = 5
@@ -170,7 +171,7 @@ class SetPolicy(Operation):
 
 @dataclass(frozen=True, slots=True)
 class Pause(Operation):
-    """Hand out no session of the theme. Answers None."""
+    """Let Acquire hand out no session of the theme; AcquireSession still does. Answers None."""
 
     code: ClassVar[int] = 12
     theme: int
@@ -178,7 +179,7 @@ class Pause(Operation):
 
 @dataclass(frozen=True, slots=True)
 class Resume(Operation):
-    """Hand out sessions of the theme again. Answers None."""
+    """Let Acquire hand out sessions of the theme again. Answers None."""
 
     code: ClassVar[int] = 13
     theme: int
@@ -186,7 +187,7 @@ class Resume(Operation):
 
 @dataclass(frozen=True, slots=True)
 class Txn(Operation):
-    """Do all of these or none. Answers a tuple of their results, or `TxnAborted`."""
+    """Do all of these or none. Answers `Done` with their results, or `TxnAborted`."""
 
     code: ClassVar[int] = 14
     operations: tuple[Operation, ...]
@@ -209,7 +210,7 @@ class Barrier(Operation):
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat(Operation):
-    """A sign of life of a consumer, for all its sessions. Answers how many leases it renewed."""
+    """A sign of life of a consumer, for all its sessions. Answers how many it holds."""
 
     code: ClassVar[int] = 17
     consumer: bytes
@@ -239,7 +240,11 @@ class SetLimits(Operation):
 
 @dataclass(frozen=True, slots=True)
 class ForgetProposer(Operation):
-    """Drop the window of results of a node that is no member any more. Answers None."""
+    """Drop the results of a node that is no member any more. Answers None.
+
+    What it sent before is never applied again; started anew, with a higher incarnation, it may
+    propose.
+    """
 
     code: ClassVar[int] = 20
     proposer: str

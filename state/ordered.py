@@ -35,13 +35,6 @@ class OrderedInts:
         for one in self._lists:
             yield from one
 
-    def __contains__(self, item: int) -> bool:
-        position = bisect_left(self._maxes, item)
-        if position == len(self._maxes):
-            return False
-        one = self._lists[position]
-        return one[bisect_left(one, item)] == item
-
     def first(self) -> int | None:
         """The smallest, or None."""
         return self._lists[0][0] if self._lists else None
@@ -85,13 +78,6 @@ class OrderedInts:
             del self._maxes[position]
         elif place == len(one):
             self._maxes[position] = one[-1]
-
-    def pop_first(self) -> int:
-        """Remove and return the smallest. Raises IndexError if there is none."""
-        one = self._lists[0]
-        item = one[0]
-        self.remove(item)
-        return item
 
     def pop_until(self, bound: int, count: int) -> list[int]:
         """Remove and return the smallest, at most `count` and none above `bound`."""

@@ -30,7 +30,7 @@ class Policy:
     backoff: int = bounded(
         int(Backoff.FIXED), 0, int(max(Backoff)), "0 is fixed, 1 doubles with each attempt."
     )
-    repeat_cap_ms: int = bounded(HOUR_MS, 1, _REPEAT_MAX_MS, "Where doubling ends.")
+    repeat_cap_ms: int = bounded(HOUR_MS, 1, _REPEAT_MAX_MS, "Where doubling ends, before jitter.")
     jitter_permille: int = bounded(
         100, 0, 1000, "Spreads repeats by up to this share to either side, so that herds part."
     )

@@ -9,19 +9,27 @@ The indexes over them are in `tables`; what is written of them in `layout`.
 
 from typing import ClassVar, NamedTuple
 
-from state.limits import CHUNK_OVERHEAD_BYTES, SESSION_OVERHEAD_BYTES
+from state.limits import (
+    CHUNK_OVERHEAD_BYTES,
+    HISTORY_OVERHEAD_BYTES,
+    RECEIPT_OVERHEAD_BYTES,
+    SESSION_OVERHEAD_BYTES,
+)
 from state.ordered import OrderedInts
 from state.policy import DEFAULT_POLICY, Policy
-from state.results import Result
+from state.results import Result, weight
 from state.transitions import NOTHING, Phase
 
 # In the order in which a checkpoint writes them, so that references are to what came before.
-META, THEME, CONSUMER, WINDOW, RECEIPT, SESSION, CHECK = range(7)
+META, THEME, CONSUMER, WINDOW, ANSWERS, RECEIPT, SESSION, CHECK = range(8)
 
 NEVER = -1
 
 ID_BITS = 64  # a session's id in the lower bits of its place in an index
 ID_MASK = (1 << ID_BITS) - 1
+
+
+Identity = int | bytes | str | tuple[str, int]
 
 
 class HistoryEntry(NamedTuple):
@@ -32,6 +40,11 @@ class HistoryEntry(NamedTuple):
     times: int
     first_ms: int
     last_ms: int
+
+    @property
+    def size_bytes(self) -> int:
+        """What it counts against the limit of the state."""
+        return HISTORY_OVERHEAD_BYTES + len(self.reason)
 
 
 class Record:
@@ -49,7 +62,7 @@ class Record:
         self.saved = NEVER  # chunks of it in the last checkpoint; NEVER: it is not in there
 
     @property
-    def identity(self) -> int | bytes | str:
+    def identity(self) -> Identity:
         """What tells it from others of its kind."""
         raise NotImplementedError
 
@@ -61,12 +74,14 @@ class Theme(Record):
     kind = THEME
     changeable: ClassVar[tuple[str, ...]] = ("served",)
 
-    def __init__(self, theme_id: int) -> None:
+    def __init__(self, theme_id: int, turn: int) -> None:
         super().__init__()
         self.theme_id = theme_id
         self.policy: Policy = DEFAULT_POLICY
         self.paused = False
-        self.served = 0  # the turn in which a session was last handed out
+        # The turn in which a session was last handed out. A new theme is the last in the queue:
+        # else one that is forgotten whenever it is empty would always come first.
+        self.served = turn
         # What follows from the sessions, and is not written anywhere:
         self.keys: dict[bytes, int] = {}  # key -> id of its holder
         self.ready = OrderedInts()  # priority << 128 | due_ms << 64 | id
@@ -94,14 +109,14 @@ class Theme(Record):
 
     @property
     def is_default(self) -> bool:
-        """Whether forgetting it would change nothing."""
+        """Whether there is nothing in it to remember."""
         return not self.paused and self.policy == DEFAULT_POLICY and not self.population
 
 
 class Consumer(Record):
     """One that directs operators. Its sign of life renews all its sessions at once."""
 
-    __slots__ = ("consumer_id", "groups", "seen_ms")
+    __slots__ = ("buckets", "consumer_id", "groups", "population", "seen_ms")
     kind = CONSUMER
     changeable: ClassVar[tuple[str, ...]] = ("seen_ms",)
 
@@ -109,24 +124,22 @@ class Consumer(Record):
         super().__init__()
         self.consumer_id = consumer_id
         self.seen_ms = seen_ms
-        # lease_ms -> ids of the sessions with that lease; a dict for its order. A group stays
-        # when it is empty, until the calendar comes to it.
+        # What follows from the sessions, and is not written anywhere:
+        self.population = 0  # how many it holds
+        # lease_ms -> ids of the sessions with that lease (a dict for its order), and -> the place
+        # of the group in the calendar. A group stays when it is empty, until its time comes.
         self.groups: dict[int, dict[int, None]] = {}
+        self.buckets: dict[int, int] = {}
 
     @property
     def identity(self) -> bytes:
         return self.consumer_id
 
-    @property
-    def population(self) -> int:
-        """How many sessions it holds."""
-        return sum(map(len, self.groups.values()))
-
 
 class Window(Record):
-    """The results of a proposer's newest batches, by sequence."""
+    """Which batches of a proposer are known: those of one incarnation, above a floor."""
 
-    __slots__ = ("floor", "incarnation", "proposer", "result_count", "results")
+    __slots__ = ("answers", "floor", "incarnation", "proposer", "result_count")
     kind = WINDOW
 
     def __init__(self, proposer: str, incarnation: int) -> None:
@@ -134,18 +147,36 @@ class Window(Record):
         self.proposer = proposer
         self.incarnation = incarnation
         self.floor = -1  # sequences up to here are not known any more
-        self.results: dict[int, tuple[Result, ...]] = {}
-        self.result_count = 0  # of all batches, what an Acquire handed out counted singly
+        # What follows from the answers, and is not written anywhere:
+        self.answers: dict[int, Answers] = {}  # by sequence
+        self.result_count = 0  # the sum of their weights
 
     @property
     def identity(self) -> str:
         return self.proposer
 
 
+class Answers(Record):
+    """The results of one batch of a proposer."""
+
+    __slots__ = ("proposer", "results", "sequence")
+    kind = ANSWERS
+
+    def __init__(self, proposer: str, sequence: int, results: tuple[Result, ...]) -> None:
+        super().__init__()
+        self.proposer = proposer
+        self.sequence = sequence
+        self.results = results
+
+    @property
+    def identity(self) -> tuple[str, int]:
+        return self.proposer, self.sequence
+
+
 class Receipt(Record):
     """What an idempotency key was answered."""
 
-    __slots__ = ("expires_ms", "fingerprint", "key", "result")
+    __slots__ = ("expires_ms", "fingerprint", "key", "result", "size_bytes")
     kind = RECEIPT
 
     def __init__(self, key: bytes, fingerprint: bytes, expires_ms: int, result: Result) -> None:
@@ -154,6 +185,7 @@ class Receipt(Record):
         self.fingerprint = fingerprint
         self.expires_ms = expires_ms
         self.result = result
+        self.size_bytes = RECEIPT_OVERHEAD_BYTES * weight((result,)) + len(key)
 
     @property
     def identity(self) -> bytes:
@@ -221,7 +253,7 @@ class Session(Record):
         self.theme = theme
         self.key = key
         self.chunks = chunks
-        self.size_bytes = size_bytes  # data, key and overheads, as the limits count them
+        self.size_bytes = size_bytes  # data, key, history, overheads, as the limits count them
         self.phase = NOTHING
         self.priority = priority
         self.epoch = 0
@@ -258,6 +290,7 @@ class Session(Record):
     def data_bytes(self) -> int:
         """The length of all its chunks together."""
         overhead_bytes = SESSION_OVERHEAD_BYTES + CHUNK_OVERHEAD_BYTES * len(self.chunks)
+        overhead_bytes += sum([entry.size_bytes for entry in self.history])
         return self.size_bytes - overhead_bytes - len(self.key or b"")
 
     @property

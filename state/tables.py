@@ -12,7 +12,7 @@ that wakes a page at a time is still a function of the state, and a million slee
 nothing.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from heapq import heappop, heappush
 from itertools import chain
 
@@ -21,10 +21,28 @@ from state.leases import LeaseCalendar
 from state.ledger import Ledger, Undo
 from state.limits import THEME_MAX, Limits
 from state.ordered import OrderedInts
-from state.records import ID_BITS, ID_MASK, Consumer, Receipt, Record, Session, Theme, Window
-from state.transitions import ACTIVE, NOTHING, PARKED, READY, STORED
+from state.records import (
+    ANSWERS,
+    CONSUMER,
+    ID_BITS,
+    ID_MASK,
+    RECEIPT,
+    SESSION,
+    THEME,
+    WINDOW,
+    Answers,
+    Consumer,
+    Receipt,
+    Record,
+    Session,
+    Theme,
+    Window,
+)
+from state.results import Result, weight
+from state.transitions import ACTIVE, NOTHING, PARKED, READY, RULES, STORED, Act
 
 _PRIORITY_SHIFT = 128
+_TICK = RULES[Act.TICK]
 
 
 class Tables:
@@ -50,7 +68,8 @@ class Tables:
         self.leases = LeaseCalendar(self.sessions.get, self.consumers.get)
         self.expiries: list[tuple[int, bytes]] = []  # heap of receipts by expires_ms
         self.awake: set[Theme] = set()  # themes that may have something to hand out since `flush`
-        self.idle: set[Theme | Consumer] = set()  # may be forgotten at the end of the batch
+        # May be forgotten at the end of the batch; a dict for its order.
+        self.idle: dict[Theme | Consumer, None] = {}
 
     # Sessions
 
@@ -82,7 +101,7 @@ class Tables:
             del theme.keys[session.key]
         self.size_bytes -= session.size_bytes
         theme.size_bytes -= session.size_bytes
-        self.idle.add(theme)
+        self.idle[theme] = None
 
     def enter(self, session: Session) -> None:
         """Put a session into the index of its phase. STORED may turn into READY here."""
@@ -108,7 +127,7 @@ class Tables:
         if phase is ACTIVE:
             self.leases.leave(session)
             if session.consumer is not None:
-                self.idle.add(session.consumer)
+                self.idle[session.consumer] = None
             if theme.policy.max_active:
                 self.awake.add(theme)
         elif phase is not PARKED:
@@ -122,7 +141,7 @@ class Tables:
         """Give a noted active session to another consumer of the same operator."""
         self.leases.leave(session)
         if session.consumer is not None:
-            self.idle.add(session.consumer)
+            self.idle[session.consumer] = None
         session.consumer = consumer
         self.leases.enter(session)
 
@@ -135,6 +154,7 @@ class Tables:
         for session in woken:
             session.theme.counts[STORED] -= 1
             self.enter(session)
+            _TICK.check(STORED, session.phase)
         return woken
 
     def resize(self, session: Session, by_bytes: int) -> None:
@@ -149,32 +169,42 @@ class Tables:
 
     # Themes and consumers
 
+    def check_theme(self, theme_id: int) -> None:
+        """Whether `open_theme` may be called. Raises `Refused`."""
+        if theme_id in self.themes:
+            return
+        if not 0 <= theme_id <= THEME_MAX:
+            raise Refused(Malformed("theme is not a uint32"))
+        if len(self.themes) >= self.limits.themes:
+            raise Refused(LimitExceeded("themes", len(self.themes) + 1, self.limits.themes))
+
     def open_theme(self, theme_id: int) -> Theme:
-        """The theme with this id, which need not have been heard of before. Raises `Refused`."""
+        """The theme with this id, which need not have been heard of before."""
         theme = self.themes.get(theme_id)
         if theme is None:
-            if not 0 <= theme_id <= THEME_MAX:
-                raise Refused(Malformed("theme is not a uint32"))
-            if len(self.themes) >= self.limits.themes:
-                raise Refused(LimitExceeded("themes", len(self.themes) + 1, self.limits.themes))
-            theme = self.themes[theme_id] = Theme(theme_id)
+            theme = self.themes[theme_id] = Theme(theme_id, self.turn)
             self.ledger.created(theme)
-            self.idle.add(theme)
+            self.idle[theme] = None
         return theme
 
+    def check_consumer(self, consumer_id: bytes) -> None:
+        """Whether `open_consumer` may be called. Raises `Refused`."""
+        if consumer_id in self.consumers:
+            return
+        if not 0 < len(consumer_id) <= self.limits.consumer_bytes:
+            bound = self.limits.consumer_bytes
+            raise Refused(LimitExceeded("consumer_bytes", len(consumer_id), bound))
+        if len(self.consumers) >= self.limits.consumers:
+            bound = self.limits.consumers
+            raise Refused(LimitExceeded("consumers", len(self.consumers) + 1, bound))
+
     def open_consumer(self, consumer_id: bytes) -> Consumer:
-        """The consumer with this id, seen now. Raises `Refused`."""
+        """The consumer with this id, seen now."""
         consumer = self.consumers.get(consumer_id)
         if consumer is None:
-            if not 0 < len(consumer_id) <= self.limits.consumer_bytes:
-                bound = self.limits.consumer_bytes
-                raise Refused(LimitExceeded("consumer_bytes", len(consumer_id), bound))
-            if len(self.consumers) >= self.limits.consumers:
-                bound = self.limits.consumers
-                raise Refused(LimitExceeded("consumers", len(self.consumers) + 1, bound))
             consumer = self.consumers[consumer_id] = Consumer(consumer_id, self.now_ms)
             self.ledger.created(consumer)
-            self.idle.add(consumer)
+            self.idle[consumer] = None
         elif consumer.seen_ms != self.now_ms:
             self.see(consumer)
         return consumer
@@ -185,12 +215,42 @@ class Tables:
             self.ledger.note(consumer)
         consumer.seen_ms = self.now_ms
 
+    # Windows
+
+    def answer(self, window: Window, sequence: int, results: tuple[Result, ...]) -> None:
+        """Keep the results of a batch, and forget the oldest for them."""
+        answers = window.answers[sequence] = Answers(window.proposer, sequence, results)
+        self.ledger.created(answers)
+        window.result_count += weight(results)
+        limits = self.limits
+        while len(window.answers) > limits.window_batches or (
+            window.result_count > limits.window_results and len(window.answers) > 1
+        ):
+            if window.mark != self.ledger.mark:
+                self.ledger.note(window)
+            window.floor = min(window.answers)
+            oldest = window.answers.pop(window.floor)
+            window.result_count -= weight(oldest.results)
+            self.ledger.removed(oldest)
+
+    def clear(self, window: Window, incarnation: int, floor: int) -> None:
+        """Forget all results of a proposer, and go on with this incarnation above this floor."""
+        if window.mark != self.ledger.mark:
+            self.ledger.note(window)
+        for answers in window.answers.values():
+            self.ledger.removed(answers)
+        window.answers = {}
+        window.result_count = 0
+        window.incarnation = incarnation
+        window.floor = floor
+
     # Receipts
 
     def keep_receipt(self, receipt: Receipt) -> None:
         """Remember what an idempotency key was answered."""
         self.drop_receipt(receipt.key)
         self.receipts[receipt.key] = receipt
+        self.size_bytes += receipt.size_bytes
         self.ledger.created(receipt)
         heappush(self.expiries, (receipt.expires_ms, receipt.key))
 
@@ -198,17 +258,28 @@ class Tables:
         """Forget an idempotency key, if it is known."""
         receipt = self.receipts.pop(key, None)
         if receipt is not None:
+            self.size_bytes -= receipt.size_bytes
             self.ledger.removed(receipt)
 
     def expire_receipts(self, count: int) -> None:
         """Forget up to `count` idempotency keys whose time is over."""
+        while count > 0:
+            receipt = self.first_to_expire()
+            if receipt is None or receipt.expires_ms > self.now_ms:
+                break
+            self.drop_receipt(receipt.key)
+            count -= 1
+
+    def first_to_expire(self) -> Receipt | None:
+        """The receipt whose time is over first."""
         expiries = self.expiries
-        while expiries and expiries[0][0] <= self.now_ms and count > 0:
-            expires_ms, key = heappop(expiries)
+        while expiries:
+            expires_ms, key = expiries[0]
             receipt = self.receipts.get(key)
             if receipt is not None and receipt.expires_ms == expires_ms:
-                self.drop_receipt(key)
-            count -= 1
+                return receipt
+            heappop(expiries)  # it was replaced since; another machine may never have seen it
+        return None
 
     # Batches and transactions
 
@@ -221,6 +292,7 @@ class Tables:
                     del self.themes[record.theme_id]
             elif not record.population and self.consumers.get(record.consumer_id) is record:
                 self.ledger.removed(record)
+                self.leases.forget(record)
                 del self.consumers[record.consumer_id]
         self.idle.clear()
         if not self.awake:
@@ -244,26 +316,26 @@ class Tables:
             if session not in gone:
                 self.leave(session)
                 self._uncount(session)
-        for record, (_, values, chunk_count) in before.items():
-            if values is None:
+        for record, undo in before.items():
+            if undo.before is None:
                 self._forget(record)
                 continue
-            for name, value in zip(record.changeable, values, strict=True):
+            for name, value in zip(record.changeable, undo.before, strict=True):
                 setattr(record, name, value)
             if isinstance(record, Session):
-                del record.chunks[chunk_count:]
+                del record.chunks[undo.chunk_count :]
+            self.ledger.undone(undo, removed=record in gone)
         for session in sessions:
             if before[session].before is not None:
                 self._count(session)
                 self.enter(session)
-                if session in gone:
-                    self.ledger.restored(session)
 
     def _forget(self, record: Record) -> None:
         """Undo the creation of a record; sessions have left their tables by now."""
         if isinstance(record, Theme):
             del self.themes[record.theme_id]
         elif isinstance(record, Consumer):
+            self.leases.forget(record)
             del self.consumers[record.consumer_id]
         elif isinstance(record, Session) and record.phase is NOTHING:
             return
@@ -274,17 +346,21 @@ class Tables:
     def index(self, record: Session | Receipt) -> None:
         """Take a record that was loaded into the indexes; it is in the state already."""
         if isinstance(record, Receipt):
+            self.size_bytes += record.size_bytes
             heappush(self.expiries, (record.expires_ms, record.key))
         else:
             self._count(record)
             self.enter(record)
 
-    def everything(self) -> Iterator[Record]:
-        """All records in the order of a checkpoint, as they are now."""
-        return chain(
-            list(self.themes.values()),
-            list(self.consumers.values()),
-            list(self.windows.values()),
-            list(self.receipts.values()),
-            list(self.sessions.values()),
-        )
+    def everything(self) -> list[Iterable[Record]]:
+        """All records by kind, as they are now."""
+        answers = [list(window.answers.values()) for window in self.windows.values()]
+        by_kind: dict[int, Iterable[Record]] = {
+            THEME: list(self.themes.values()),
+            CONSUMER: list(self.consumers.values()),
+            WINDOW: list(self.windows.values()),
+            ANSWERS: chain.from_iterable(answers),
+            RECEIPT: list(self.receipts.values()),
+            SESSION: list(self.sessions.values()),
+        }
+        return [by_kind.get(kind, ()) for kind in range(SESSION + 1)]

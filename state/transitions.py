@@ -1,8 +1,9 @@
 """The life of a session as one table. Everything that may change a phase is a row of it.
 
-The machine asks the table before it acts (`permitted`) and once more as it moves a session
-(`check_move`); the diagram in the docs and the exhaustive test are made from the same rows. A pair
-of phase and operation that has no row is refused as `wrong_phase` and changes nothing.
+The machine asks the table before it acts (`Rule.by_producer`, `Rule.by_holder`) and once more as it
+moves a session (`Rule.check`); the diagram in the docs and the exhaustive test are made from the
+same rows. A pair of phase and operation that has no row is refused as `wrong_phase` and changes
+nothing.
 
 Three kinds of caller act on a session. An *operator* shows its epoch, and is heard only while that
 is the session's newest. A *producer* shows none: it prepares, cancels or rescues sessions that
@@ -104,31 +105,41 @@ TRANSITIONS: tuple[Transition, ...] = (
 )
 
 
-def _sources() -> dict[tuple[Act, Actor], frozenset[Phase]]:
-    found: dict[tuple[Act, Actor], set[Phase]] = {}
-    for row in TRANSITIONS:
-        found.setdefault((row.act, row.actor), set()).add(row.source)
-    return {key: frozenset(phases) for key, phases in found.items()}
-
-
-_SOURCES = _sources()
-_MOVES = frozenset((row.source, row.act, row.target) for row in TRANSITIONS)
-
-
 def permitted(act: Act, actor: Actor) -> frozenset[Phase]:
     """The phases in which `actor` may do `act`; empty if it never may."""
-    return _SOURCES.get((act, actor), frozenset())
+    return frozenset(row.source for row in TRANSITIONS if (row.act, row.actor) == (act, actor))
 
 
 class ImpossibleMoveError(RuntimeError):
     """A defect of the machine: it was about to move a session along a row that does not exist."""
 
 
-def check_move(source: Phase, act: Act, target: Phase) -> None:
-    """Raise `ImpossibleMoveError` unless the table has this move."""
-    # A session whose due time has come may still wait for its page of a Tick: what the table calls
-    # READY is for the moment STORED, and the next Tick is certain.
-    if (source, act, target) not in _MOVES and not (
-        target is STORED and (source, act, READY) in _MOVES
-    ):
-        raise ImpossibleMoveError(f"{act} from {source.name} to {target.name} is not in the table")
+class Rule:
+    """The rows of one act, laid out so that asking costs an index and not a hash."""
+
+    __slots__ = ("_targets", "act", "by_holder", "by_producer")
+
+    def __init__(self, act: Act) -> None:
+        self.act = act
+        # By phase: whether it may be done by who shows no epoch, and by who shows the newest.
+        producer = permitted(act, Actor.PRODUCER)
+        holder = permitted(act, Actor.OPERATOR) | permitted(act, Actor.CLUSTER)
+        self.by_producer = tuple(phase in producer for phase in Phase)
+        self.by_holder = tuple(phase in holder for phase in Phase)
+        moves = {(row.source, row.target) for row in TRANSITIONS if row.act is act}
+        # A session whose due time has come may still wait for its page of a Tick: what the table
+        # calls READY is for the moment STORED, and the next Tick is certain.
+        moves |= {(source, STORED) for source, target in moves if target is READY}
+        self._targets = tuple(tuple((one, other) in moves for other in Phase) for one in Phase)
+
+    def allows(self, source: Phase, target: Phase) -> bool:
+        """Whether the table has this move."""
+        return self._targets[source][target]
+
+    def check(self, source: Phase, target: Phase) -> None:
+        """Raise `ImpossibleMoveError` unless the table has this move."""
+        if not self._targets[source][target]:
+            raise ImpossibleMoveError(f"{self.act} from {source.name} to {target.name}")
+
+
+RULES = {act: Rule(act) for act in Act}

@@ -6,9 +6,9 @@ The same rules as in `execution`: first all checks, then the changes.
 from dataclasses import replace
 from typing import Any
 
-from state.errors import LimitExceeded, Malformed, Refused, StaleTerm
+from state.errors import Malformed, OutOfRange, Refused, StaleTerm
 from state.events import EventKind, RawEvent
-from state.limits import LIMIT_RANGES, TIME_MAX_MS, Range
+from state.limits import LIMIT_RANGES, SEQUENCE_MAX, TIME_MAX_MS, Range
 from state.policy import POLICY_RANGES
 from state.records import Theme
 from state.tables import Tables
@@ -26,6 +26,7 @@ class Upkeep:
         self.events: list[RawEvent] = []
         self.term = 0
         self.index = 0
+        self.proposer = ""
 
     def tick(self, operation: tuple[Any, ...]) -> int:
         _, now_ms = operation
@@ -60,18 +61,15 @@ class Upkeep:
     def set_policy(self, operation: tuple[Any, ...]) -> None:
         _, theme_id, settings = operation
         changes = _checked(settings, POLICY_RANGES)
-        theme = self._tables.open_theme(theme_id)
-        self._change(theme)
+        theme = self._change(theme_id)
         theme.policy = replace(theme.policy, **changes)
 
     def pause(self, operation: tuple[Any, ...]) -> None:
-        theme = self._tables.open_theme(operation[1])
-        self._change(theme)
+        theme = self._change(operation[1])
         theme.paused = True
 
     def resume(self, operation: tuple[Any, ...]) -> None:
-        theme = self._tables.open_theme(operation[1])
-        self._change(theme)
+        theme = self._change(operation[1])
         theme.paused = False
 
     def set_limits(self, operation: tuple[Any, ...]) -> None:
@@ -80,16 +78,23 @@ class Upkeep:
 
     def forget_proposer(self, operation: tuple[Any, ...]) -> None:
         _, proposer = operation
-        window = self._tables.windows.pop(proposer, None)
+        if proposer == self.proposer:
+            raise Refused(Malformed("a proposer cannot forget itself"))
+        window = self._tables.windows.get(proposer)
         if window is not None:
-            self._ledger.removed(window)
+            # What it sent may still be on its way, and must not be applied again.
+            self._tables.clear(window, window.incarnation, SEQUENCE_MAX)
 
-    def _change(self, theme: Theme) -> None:
+    def _change(self, theme_id: int) -> Theme:
+        """Begin a change of a theme, the last check of which this is. Raises `Refused`."""
+        self._tables.check_theme(theme_id)
+        theme = self._tables.open_theme(theme_id)
         if theme.mark != self._ledger.mark:
             self._ledger.note(theme)
-        self._tables.idle.add(theme)
+        self._tables.idle[theme] = None
         self._tables.awake.add(theme)
         self.events.append((_POLICY_CHANGED, 0, theme.theme_id, None, 0))
+        return theme
 
 
 def _checked(settings: tuple[Any, ...], ranges: dict[str, Range]) -> dict[str, int]:
@@ -100,10 +105,9 @@ def _checked(settings: tuple[Any, ...], ranges: dict[str, Range]) -> dict[str, i
             raise Refused(Malformed("a setting is a name and an int"))
         name, value = setting
         if name not in ranges:
-            raise Refused(Malformed(f"there is no setting {name[:64]!r}"))
-        if value < ranges[name].minimum:
-            raise Refused(LimitExceeded(name, value, ranges[name].minimum))
-        if value > ranges[name].maximum:
-            raise Refused(LimitExceeded(name, value, ranges[name].maximum))
+            raise Refused(Malformed(f"there is no setting {name[:64]!a}"))
+        one = ranges[name]
+        if not one.minimum <= value <= one.maximum:
+            raise Refused(OutOfRange(name, value, one.minimum, one.maximum))
         changes[name] = value
     return changes
