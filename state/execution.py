@@ -116,7 +116,7 @@ class Executor:
             _exceeded("session_id", tables.last_session_id + 1, COUNTER_MAX)
         if repeat_after_ms is not None:
             self._check_repeat_ms(repeat_after_ms)
-        elif consumer_id is not None:
+        elif consumer_id is not None and consumer_id not in tables.consumers:
             tables.check_consumer(consumer_id)
         if theme is None:
             theme = tables.open_theme(theme_id)
@@ -153,7 +153,7 @@ class Executor:
         self._revise(holder)
         self._tables.leave(holder)
         if data:
-            self._add_chunk(holder, data)
+            self._tables.add_chunk(holder, data)
         # If it is due already, it keeps its turn.
         holder.due_ms = min(holder.due_ms, self._tables.now_ms)
         self._tables.enter(holder)
@@ -220,11 +220,9 @@ class Executor:
         session = self._claim(target, epoch, _APPEND, if_revision)
         if data:
             self._check_growth(session, len(data))
-        self._revise(session)
-        if session.phase is ACTIVE:
-            self._renew(session)
+        self._change(session)
         if data:
-            self._add_chunk(session, data)
+            self._tables.add_chunk(session, data)
         revision = session.revision
         self.events.append(
             (_APPENDED, session.session_id, session.theme.theme_id, session.key, revision)
@@ -245,9 +243,7 @@ class Executor:
             growth_bytes += len(data) + CHUNK_OVERHEAD_BYTES
         if growth_bytes > 0 and tables.size_bytes + growth_bytes > limits.state_bytes:
             _exceeded("state_bytes", tables.size_bytes + growth_bytes, limits.state_bytes)
-        self._revise(session)
-        if session.phase is ACTIVE:
-            self._renew(session)
+        self._change(session)
         self._ledger.rewritten(session)
         session.chunks = [data] if data else []
         tables.resize(session, growth_bytes)
@@ -426,8 +422,21 @@ class Executor:
 
     # Changes
 
+    def _change(self, session: Session) -> None:
+        """Begin a change of a session, which is a sign of life if it is active."""
+        if session.mark != self._ledger.mark:
+            self._ledger.note(session)
+        now_ms = self._tables.now_ms
+        session.revision += 1
+        session.updated_ms = now_ms
+        if session.phase is ACTIVE:
+            session.touched_ms = now_ms
+            consumer = session.consumer
+            if consumer is not None and consumer.seen_ms != now_ms:
+                self._tables.see(consumer)
+
     def _revise(self, session: Session) -> None:
-        """Begin a change of a session."""
+        """Begin a change of a session that says nothing about its consumer."""
         if session.mark != self._ledger.mark:
             self._ledger.note(session)
         session.revision += 1
@@ -441,10 +450,6 @@ class Executor:
         consumer = session.consumer
         if consumer is not None and consumer.seen_ms != now_ms:
             self._tables.see(consumer)
-
-    def _add_chunk(self, session: Session, data: bytes) -> None:
-        session.chunks.append(data)
-        self._tables.resize(session, len(data) + CHUNK_OVERHEAD_BYTES)
 
     def _activate(self, session: Session, rule: Rule, consumer: Consumer | None) -> Acquired:
         rule.check(session.phase, ACTIVE)

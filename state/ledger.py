@@ -55,10 +55,11 @@ class Capture:
     ) -> None:
         self.number = ledger.capture_count
         self.finished = False  # committed, abandoned, or all of everything read
+        self._is_whole = pending is None
         self._ledger = ledger
         self._header = header
         self._deleted = deleted
-        self._pending = pending  # by kind; None: everything
+        self._pending = pending or []  # by kind
         self._records = records  # by kind
         self._rescued: list[list[Item]] = [[] for _ in records]  # by kind
         self._digest = ledger.known_digest + layout.digest_of(header)
@@ -67,7 +68,7 @@ class Capture:
     def wants(self, record: Record) -> bool:
         """Whether the record is part of the capture, and not copied yet."""
         return record.captured != self.number and (
-            self._pending is None or record in self._pending[record.kind]
+            self._is_whole or record in self._pending[record.kind]
         )
 
     def rescue(self, record: Record) -> None:
@@ -100,7 +101,7 @@ class Capture:
         """
         if next(self._items, None) is not None:
             raise RuntimeError("the capture was not read to its end")
-        if self._pending is not None:
+        if not self._is_whole:
             self._ledger.ended(self)
 
     def abandon(self) -> None:
@@ -108,9 +109,19 @@ class Capture:
 
         Raises RuntimeError if the capture is finished.
         """
+        pending, deleted = self._pending, self._deleted
         self._ledger.ended(self)
-        if self._pending is not None:
-            self._ledger.take_back(self, self._pending, self._deleted)
+        if not self._is_whole:
+            self._ledger.take_back(self, pending, deleted)
+
+    def let_go(self) -> None:
+        """Hold nothing any more; the ledger says so when the capture has ended."""
+        self.finished = True
+        self._pending = []
+        self._deleted = {}
+        self._records = []
+        self._rescued = []
+        self._items = iter(())
 
     def _in_order(self) -> Iterator[Item]:
         yield self._header
@@ -123,13 +134,13 @@ class Capture:
             # All of this kind are copied now, so there will be no more.
             yield from rescued
         yield layout.check(self._digest & DIGEST_MASK, self._header)
-        if self._pending is None:
+        if self._is_whole:
             self._ledger.ended(self)
 
     def _take(self, record: Record) -> Item:
         self._ledger.redigest(record)
         record.captured = self.number
-        if self._pending is None:
+        if self._is_whole:
             return layout.item(record, 0)
         first_chunk = max(record.saved, 0)
         record.saved = len(record.chunks) if isinstance(record, Session) else 0
@@ -286,7 +297,7 @@ class Ledger:
         if self._capture is not capture:
             raise RuntimeError("the capture was finished before")
         self._capture = None
-        capture.finished = True
+        capture.let_go()
         if not self._undigested:
             self._undigested = {}  # an emptied dict would keep its size
 

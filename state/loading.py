@@ -47,7 +47,7 @@ from state.records import (
     Theme,
     Window,
 )
-from state.results import unpack_result, weight
+from state.results import unpack_result
 from state.tables import Tables
 from state.transitions import ACTIVE, PARKED, STORED
 
@@ -191,7 +191,7 @@ def _answers(tables: Tables, fields: tuple[Any, ...]) -> Answers:
     _require(window.floor < _int(sequence, SEQUENCE_MAX), "it is below the floor of its window")
     results = tuple(map(unpack_result, codec.decode(packed)))
     answers = window.answers[sequence] = Answers(proposer, sequence, results)
-    window.result_count += weight(results)
+    window.result_count += answers.weight
     return answers
 
 

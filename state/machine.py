@@ -222,11 +222,9 @@ class StateMachine:
             raise Refused(LimitExceeded("receipts", len(tables.receipts) + 1, limits.receipts))
         result = self._perform(inner, self._in_idempotent)
         if is_full:
-            # What ends a session is never refused; the key that would go first makes room.
-            first = tables.first_to_expire()
-            if first is None:
-                return result
-            tables.drop_receipt(first.key)
+            # What ends a session is never refused. It is done, but its key is not remembered:
+            # forgetting another's would let that be done twice.
+            return result
         expires_ms = tables.now_ms + expires_after_ms
         tables.keep_receipt(Receipt(key, fingerprint, expires_ms, result))
         return result

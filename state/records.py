@@ -159,7 +159,7 @@ class Window(Record):
 class Answers(Record):
     """The results of one batch of a proposer."""
 
-    __slots__ = ("proposer", "results", "sequence")
+    __slots__ = ("proposer", "results", "sequence", "weight")
     kind = ANSWERS
 
     def __init__(self, proposer: str, sequence: int, results: tuple[Result, ...]) -> None:
@@ -167,6 +167,7 @@ class Answers(Record):
         self.proposer = proposer
         self.sequence = sequence
         self.results = results
+        self.weight = weight(results)
 
     @property
     def identity(self) -> tuple[str, int]:

@@ -47,13 +47,16 @@ Result = int | Created | Stored | Acquired | Done | tuple[Acquired, ...] | Failu
 
 def weight(results: tuple[Result, ...]) -> int:
     """How many results there are, what was handed out and what is in a Done counted singly."""
-    return len(results) + sum(map(_inner_count, results))
+    count = len(results)
+    for result in [one for one in results if type(one) in _COMPOUND]:
+        if isinstance(result, Done):
+            count += weight(result.results)
+        elif isinstance(result, tuple):
+            count += len(result)
+    return count
 
 
-def _inner_count(result: Result) -> int:
-    if isinstance(result, Done):
-        return weight(result.results)
-    return len(result) if type(result) is tuple else 0
+_COMPOUND = frozenset((tuple, Done))
 
 
 _NAMED: dict[int, type[Created | Stored | Acquired]] = {1: Created, 2: Stored, 3: Acquired}

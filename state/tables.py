@@ -19,7 +19,7 @@ from itertools import chain
 from state.errors import LimitExceeded, Malformed, Refused
 from state.leases import LeaseCalendar
 from state.ledger import Ledger, Undo
-from state.limits import THEME_MAX, Limits
+from state.limits import CHUNK_OVERHEAD_BYTES, THEME_MAX, Limits
 from state.ordered import OrderedInts
 from state.records import (
     ANSWERS,
@@ -38,7 +38,7 @@ from state.records import (
     Theme,
     Window,
 )
-from state.results import Result, weight
+from state.results import Result
 from state.transitions import ACTIVE, NOTHING, PARKED, READY, RULES, STORED, Act
 
 _PRIORITY_SHIFT = 128
@@ -157,6 +157,14 @@ class Tables:
             _TICK.check(STORED, session.phase)
         return woken
 
+    def add_chunk(self, session: Session, data: bytes) -> None:
+        """Add a chunk to a noted session."""
+        session.chunks.append(data)
+        added_bytes = len(data) + CHUNK_OVERHEAD_BYTES
+        session.size_bytes += added_bytes
+        session.theme.size_bytes += added_bytes
+        self.size_bytes += added_bytes
+
     def resize(self, session: Session, by_bytes: int) -> None:
         """Account for data that a noted session has gained or lost."""
         session.size_bytes += by_bytes
@@ -221,7 +229,7 @@ class Tables:
         """Keep the results of a batch, and forget the oldest for them."""
         answers = window.answers[sequence] = Answers(window.proposer, sequence, results)
         self.ledger.created(answers)
-        window.result_count += weight(results)
+        window.result_count += answers.weight
         limits = self.limits
         while len(window.answers) > limits.window_batches or (
             window.result_count > limits.window_results and len(window.answers) > 1
@@ -230,7 +238,7 @@ class Tables:
                 self.ledger.note(window)
             window.floor = min(window.answers)
             oldest = window.answers.pop(window.floor)
-            window.result_count -= weight(oldest.results)
+            window.result_count -= oldest.weight
             self.ledger.removed(oldest)
 
     def clear(self, window: Window, incarnation: int, floor: int) -> None:

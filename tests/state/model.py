@@ -410,10 +410,8 @@ class Model:
             _exceed("receipts", len(self.receipts) + 1, limits.receipts)
         result = self._do_inside(operation.operation, IN_IDEMPOTENT)
         if is_full:
-            # What ends a session is not refused: what expires first makes room, if there is any.
-            if not self.receipts:
-                return result
-            del self.receipts[min((one.expires_ms, key) for key, one in self.receipts.items())[1]]
+            # What ends a session is not refused, but neither is it remembered.
+            return result
         self.receipts[key] = ModelReceipt(inner, self.now_ms + after_ms, result)
         return result
 
