@@ -3,7 +3,7 @@ import os
 import pytest
 from hypothesis import HealthCheck, settings
 
-LONG_MAX_EXAMPLES = 5_000
+LONG_MAX_EXAMPLES = 1000
 LONG_STATEFUL_STEPS = 200
 
 # Each profile states every setting that Hypothesis would otherwise choose by its surroundings:

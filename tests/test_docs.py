@@ -1,12 +1,22 @@
-"""The generated pages of `docs/` say what the code says."""
+"""The pages that speak of code say what it does."""
 
+import re
 import runpy
 from pathlib import Path
 
-DOCS = Path(__file__).parent.parent / "docs"
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
 
 
 def test_the_page_of_transitions_is_made_from_the_table() -> None:
     generate = runpy.run_path(str(DOCS / "generate.py"))
     page = generate["page"]()
     assert (DOCS / "transitions.md").read_text(encoding="utf-8") == page, "run `make docs`"
+
+
+def test_the_example_of_the_readme_works() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    examples = re.findall(r"^```python\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
+    assert examples
+    for example in examples:
+        exec(compile(example, "README.md", "exec"), {})  # noqa: S102 - our own text
