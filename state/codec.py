@@ -150,16 +150,21 @@ def decode_header(data: bytes) -> Header:
     return Header(proposer, incarnation, sequence, term, operation_count)
 
 
-def decode_operations(data: bytes, header: Header, limits: Limits) -> tuple[Any, ...]:
-    """Read the operations of a batch; nothing inside them is checked yet.
-
-    Raises `Refused` with LimitExceeded or Malformed.
-    """
+def check_size(data: bytes, header: Header, limits: Limits) -> LimitExceeded | None:
+    """Which limit a batch passes, if any. To be asked before its operations are decoded."""
     if len(data) > limits.batch_bytes:
-        raise Refused(LimitExceeded("batch_bytes", len(data), limits.batch_bytes))
+        return LimitExceeded("batch_bytes", len(data), limits.batch_bytes)
     if header.operation_count > limits.batch_operations:
         bound = limits.batch_operations
-        raise Refused(LimitExceeded("batch_operations", header.operation_count, bound))
+        return LimitExceeded("batch_operations", header.operation_count, bound)
+    return None
+
+
+def decode_operations(data: bytes) -> tuple[Any, ...]:
+    """Read the operations of a batch, whose header was read; nothing inside is checked yet.
+
+    Raises `Refused` with Malformed.
+    """
     operations: tuple[Any, ...] = decode(data)[5]
     return operations
 

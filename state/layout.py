@@ -48,7 +48,7 @@ FIELDS: dict[int, tuple[str, ...]] = {
     THEME: ("theme_id", "policy", "paused", "served"),
     CONSUMER: ("consumer_id", "seen_ms"),
     WINDOW: ("proposer", "incarnation", "floor"),
-    ANSWERS: ("proposer", "sequence", "results"),
+    ANSWERS: ("proposer", "sequence", "results", "failure"),
     RECEIPT: ("key", "fingerprint", "expires_ms", "result"),
     SESSION: (
         "session_id",
@@ -138,7 +138,7 @@ def fields_of(record: Record) -> tuple[Any, ...]:
             return (record.proposer, record.incarnation, record.floor)
         case Answers():
             results = codec.encode_values(map(pack_result, record.results))
-            return (record.proposer, record.sequence, results)
+            return (record.proposer, record.sequence, results, pack_result(record.failure))
         case Receipt():
             result = pack_result(record.result)
             return (record.key, record.fingerprint, record.expires_ms, result)

@@ -87,7 +87,7 @@ class LeaseCalendar:
                 del self._buckets[heappop(self._order)]
 
     def stale(self, now_ms: int, count: int) -> list[tuple[int, int]]:
-        """Up to `count` sessions whose lease has ended, as (id, epoch); none if there are none.
+        """Up to `count` sessions whose lease has ended, as (id, epoch), among those it has come to.
 
         They are found again the next time, until they have left or shown a sign of life.
         """

@@ -56,6 +56,7 @@ class Capture:
         self.number = ledger.capture_count
         self.finished = False  # committed, abandoned, or all of everything read
         self._is_whole = pending is None
+        self._is_read = False
         self._ledger = ledger
         self._header = header
         self._deleted = deleted
@@ -99,7 +100,7 @@ class Capture:
 
         Raises RuntimeError if something was not read, or the capture is finished.
         """
-        if next(self._items, None) is not None:
+        if not self._is_read:
             raise RuntimeError("the capture was not read to its end")
         if not self._is_whole:
             self._ledger.ended(self)
@@ -133,6 +134,7 @@ class Capture:
                     yield self._take(record)
             # All of this kind are copied now, so there will be no more.
             yield from rescued
+        self._is_read = True
         yield layout.check(self._digest & DIGEST_MASK, self._header)
         if self._is_whole:
             self._ledger.ended(self)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from state import codec, layout
-from state.errors import DamagedStateError
+from state.errors import DamagedStateError, Failure
 from state.layout import FIELDS, LAYOUT_VERSION, Item
 from state.limits import (
     CHUNK_OVERHEAD_BYTES,
@@ -185,12 +185,15 @@ def _window(tables: Tables, fields: tuple[Any, ...]) -> Window:
 
 
 def _answers(tables: Tables, fields: tuple[Any, ...]) -> Answers:
-    proposer, sequence, packed = fields
+    proposer, sequence, packed, packed_failure = fields
     window = tables.windows[proposer]
     _require(sequence not in window.answers, "it comes twice")
     _require(window.floor < _int(sequence, SEQUENCE_MAX), "it is below the floor of its window")
     results = tuple(map(unpack_result, codec.decode(packed)))
-    answers = window.answers[sequence] = Answers(proposer, sequence, results)
+    failure = unpack_result(packed_failure)
+    if failure is not None and (results or not isinstance(failure, Failure)):
+        raise ValueError("its failure is none")
+    answers = window.answers[sequence] = Answers(proposer, sequence, results, failure)
     window.result_count += answers.weight
     return answers
 

@@ -26,7 +26,7 @@ from state.events import Event, RawEvent
 from state.execution import Executor
 from state.layout import LAYOUT_VERSION
 from state.ledger import Capture
-from state.limits import LIMIT_RANGES, LIMITS, Limits
+from state.limits import LIMIT_RANGES, LIMITS, RECEIPT_OVERHEAD_BYTES, Limits
 from state.operations import (
     OPERATION_BY_CODE,
     Acquire,
@@ -145,16 +145,21 @@ class StateMachine:
                 # Before any limit is asked: an applied batch has passed those of its time.
                 recorded = window.answers.get(header.sequence)
                 if recorded is not None:
-                    return Applied(index, recorded.results, duplicate=True)
+                    return Applied(index, recorded.results, recorded.failure, duplicate=True)
                 if header.sequence <= window.floor:
                     return Applied(index, (), SequenceExpired(header.sequence, window.floor))
-            operations = codec.decode_operations(batch, header, tables.limits)
+            failure = codec.check_size(batch, header, tables.limits)
+            operations = () if failure else codec.decode_operations(batch)
             if window is None:
                 window = self._open_window(header.proposer, header.incarnation)
         except Refused as refused:
             return Applied(index, (), refused.failure)
         if header.incarnation > window.incarnation:
             tables.clear(window, header.incarnation, -1)
+        if failure is not None:
+            # Recorded like any answer: under other limits the same batch would be applied.
+            tables.answer(window, header.sequence, (), failure)
+            return Applied(index, (), failure)
         executor, upkeep = self._executor, self._upkeep
         events: list[RawEvent] = []
         executor.events = upkeep.events = events
@@ -206,20 +211,25 @@ class StateMachine:
         _, key, expires_after_ms, inner = operation
         tables = self._tables
         limits = tables.limits
+        fingerprint = codec.fingerprint(inner)
+        receipt = tables.receipts.get(key)
+        # Before any limit is asked, as with batches: what was done has passed those of its time.
+        if receipt is not None and receipt.expires_ms > tables.now_ms:
+            if receipt.fingerprint != fingerprint:
+                raise Refused(IdempotencyMismatch())
+            return receipt.result
         if not 0 < len(key) <= limits.receipt_bytes:
             raise Refused(LimitExceeded("receipt_bytes", len(key), limits.receipt_bytes))
         if not 0 < expires_after_ms <= limits.receipt_expires_after_ms:
             bound_ms = limits.receipt_expires_after_ms
             raise Refused(LimitExceeded("receipt_expires_after_ms", expires_after_ms, bound_ms))
-        fingerprint = codec.fingerprint(inner)
-        receipt = tables.receipts.get(key)
-        if receipt is not None and receipt.expires_ms > tables.now_ms:
-            if receipt.fingerprint != fingerprint:
-                raise Refused(IdempotencyMismatch())
-            return receipt.result
         is_full = receipt is None and len(tables.receipts) >= limits.receipts
-        if is_full and not _is_ending(inner):
-            raise Refused(LimitExceeded("receipts", len(tables.receipts) + 1, limits.receipts))
+        if not _is_ending(inner):
+            if is_full:
+                raise Refused(LimitExceeded("receipts", len(tables.receipts) + 1, limits.receipts))
+            size_bytes = tables.size_bytes + RECEIPT_OVERHEAD_BYTES + len(key)
+            if size_bytes > limits.state_bytes:
+                raise Refused(LimitExceeded("state_bytes", size_bytes, limits.state_bytes))
         result = self._perform(inner, self._in_idempotent)
         if is_full:
             # What ends a session is never refused. It is done, but its key is not remembered:
@@ -315,7 +325,8 @@ class StateMachine:
         """Up to `count` active sessions whose lease has ended, as (id, epoch): the reaper's work.
 
         The same are found again until they have been stored; the reaper does not ask while its
-        last Stores are on their way.
+        last Stores are on their way. A call looks at about `count` entries, of which many may have
+        been renewed: ask again while `next_wake_ms` is not in the future.
         """
         return self._tables.leases.stale(self._tables.now_ms, count)
 
@@ -327,7 +338,7 @@ class StateMachine:
 
     @property
     def next_wake_ms(self) -> int | None:
-        """When a Tick may next find something to do; None if it cannot.
+        """When a Tick may next find something to do; None if it cannot. It may find nothing.
 
         Sessions fall due, leases and receipts end. In the past if the last Tick had too much to do.
         """

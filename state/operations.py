@@ -97,8 +97,9 @@ class Remove(Operation):
 class Store(Operation):
     """Let a session come back after a while. Answers `Stored`.
 
-    Without `repeat_after_ms` the theme's policy decides when, but for the cause `SHUTDOWN`: then it
-    is due at once. Cause `STALE` is the reaper's Store, who shows the epoch that it found stale.
+    Without `repeat_after_ms` the theme's policy decides when; an active session that is stored with
+    the cause `SHUTDOWN` is due at once. Cause `STALE` is the reaper's Store, who shows the epoch
+    that it found stale.
     """
 
     code: ClassVar[int] = 5

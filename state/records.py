@@ -9,6 +9,7 @@ The indexes over them are in `tables`; what is written of them in `layout`.
 
 from typing import ClassVar, NamedTuple
 
+from state.errors import Failure
 from state.limits import (
     CHUNK_OVERHEAD_BYTES,
     HISTORY_OVERHEAD_BYTES,
@@ -157,16 +158,23 @@ class Window(Record):
 
 
 class Answers(Record):
-    """The results of one batch of a proposer."""
+    """What one batch of a proposer was answered."""
 
-    __slots__ = ("proposer", "results", "sequence", "weight")
+    __slots__ = ("failure", "proposer", "results", "sequence", "weight")
     kind = ANSWERS
 
-    def __init__(self, proposer: str, sequence: int, results: tuple[Result, ...]) -> None:
+    def __init__(
+        self,
+        proposer: str,
+        sequence: int,
+        results: tuple[Result, ...],
+        failure: Failure | None,
+    ) -> None:
         super().__init__()
         self.proposer = proposer
         self.sequence = sequence
         self.results = results
+        self.failure = failure  # why the batch was refused as a whole; then it has no results
         self.weight = weight(results)
 
     @property

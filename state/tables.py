@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from heapq import heappop, heappush
 from itertools import chain
 
-from state.errors import LimitExceeded, Malformed, Refused
+from state.errors import Failure, LimitExceeded, Malformed, Refused
 from state.leases import LeaseCalendar
 from state.ledger import Ledger, Undo
 from state.limits import CHUNK_OVERHEAD_BYTES, THEME_MAX, Limits
@@ -225,9 +225,16 @@ class Tables:
 
     # Windows
 
-    def answer(self, window: Window, sequence: int, results: tuple[Result, ...]) -> None:
-        """Keep the results of a batch, and forget the oldest for them."""
-        answers = window.answers[sequence] = Answers(window.proposer, sequence, results)
+    def answer(
+        self,
+        window: Window,
+        sequence: int,
+        results: tuple[Result, ...],
+        failure: Failure | None = None,
+    ) -> None:
+        """Keep what a batch was answered, and forget the oldest for it."""
+        answers = Answers(window.proposer, sequence, results, failure)
+        window.answers[sequence] = answers
         self.ledger.created(answers)
         window.result_count += answers.weight
         limits = self.limits

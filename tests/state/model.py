@@ -188,6 +188,7 @@ class ModelWindow:
     incarnation: int
     floor: int = -1
     results: dict[int, tuple[Result, ...]] = field(default_factory=dict)
+    failures: dict[int, Failure] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -319,18 +320,22 @@ class Model:
             return Expected((), IncarnationSuperseded(incarnation, window.incarnation))
         if window is not None and incarnation == window.incarnation:
             if sequence in window.results:
-                return Expected(window.results[sequence], duplicate=True)
+                failure = window.failures.get(sequence)
+                return Expected(window.results[sequence], failure, duplicate=True)
             if sequence <= window.floor:
                 return Expected((), SequenceExpired(sequence, window.floor))
+        if window is None and len(self.windows) >= self.limits.proposers:
+            bound = self.limits.proposers
+            return Expected((), LimitExceeded("proposers", len(self.windows) + 1, bound))
+        if window is None or incarnation > window.incarnation:
+            window = self.windows[proposer] = ModelWindow(incarnation)
         try:
             _keep_below("batch_bytes", size_bytes, self.limits.batch_bytes)
             _keep_below("batch_operations", len(operations), self.limits.batch_operations)
-            if window is None:
-                _keep_below("proposers", len(self.windows) + 1, self.limits.proposers)
         except Fail as fail:
+            window.failures[sequence] = fail.failure
+            self._keep(window, sequence, ())
             return Expected((), fail.failure)
-        if window is None or incarnation > window.incarnation:
-            window = self.windows[proposer] = ModelWindow(incarnation)
         self.proposer = proposer
         self.index = index
         self.batch_term = term
@@ -395,19 +400,22 @@ class Model:
     def do_Idempotent(self, operation: Idempotent) -> Result:  # noqa: N802
         limits = self.limits
         key, after_ms = operation.key, operation.expires_after_ms
-        if not 0 < len(key) <= limits.receipt_bytes:
-            _exceed("receipt_bytes", len(key), limits.receipt_bytes)
-        if not 0 < after_ms <= limits.receipt_expires_after_ms:
-            _exceed("receipt_expires_after_ms", after_ms, limits.receipt_expires_after_ms)
         inner = plain(operation.operation)
         receipt = self.receipts.get(key)
         if receipt is not None and receipt.expires_ms > self.now_ms:
             if receipt.operation != inner:
                 raise Fail(IdempotencyMismatch())
             return receipt.result
+        if not 0 < len(key) <= limits.receipt_bytes:
+            _exceed("receipt_bytes", len(key), limits.receipt_bytes)
+        if not 0 < after_ms <= limits.receipt_expires_after_ms:
+            _exceed("receipt_expires_after_ms", after_ms, limits.receipt_expires_after_ms)
         is_full = receipt is None and len(self.receipts) >= limits.receipts
-        if is_full and not isinstance(operation.operation, Remove | Store | Park):
-            _exceed("receipts", len(self.receipts) + 1, limits.receipts)
+        if not isinstance(operation.operation, Remove | Store | Park):
+            if is_full:
+                _exceed("receipts", len(self.receipts) + 1, limits.receipts)
+            size_bytes = self.size_bytes + RECEIPT_OVERHEAD_BYTES + len(key)
+            _keep_below("state_bytes", size_bytes, limits.state_bytes)
         result = self._do_inside(operation.operation, IN_IDEMPOTENT)
         if is_full:
             # What ends a session is not refused, but neither is it remembered.

@@ -438,9 +438,11 @@ def test_a_capture_is_not_committed_before_it_was_read() -> None:
     machine = Machine()
     machine.do(New(1))
     capture = machine.state.capture_changes()
-    capture.next_piece(1)
+    items = capture.next_piece(1)
     with pytest.raises(RuntimeError):
         capture.commit()
+    items += items_of(capture)
+    assert load(items).digest() == machine.state.digest()  # asking took nothing away
 
 
 def test_pieces_of_no_size_still_get_to_the_end() -> None:

@@ -37,6 +37,7 @@ from state import (
 )
 from state.codec import (
     Header,
+    check_size,
     decode,
     decode_header,
     decode_operations,
@@ -286,7 +287,7 @@ def test_golden_batches_are_still_understood(name: str) -> None:
     proposer, incarnation, sequence, term, asked = BATCH_SAMPLES[name]
     header = decode_header(data)
     assert header == Header(proposer, incarnation, sequence, term, len(asked))
-    assert decode_operations(data, header, LIMITS) == tuple(map(plain, asked))
+    assert decode_whole(data) == tuple(map(plain, asked))
     applied = replay([]).apply(1, data)
     assert applied.failure is None
     assert len(applied.results) == len(asked)
@@ -388,7 +389,7 @@ def test_a_batch_decodes_to_what_it_was_made_of(
     data = encode_batch(proposer, incarnation, sequence, term, list(map(encode, asked)))
     header = decode_header(data)
     assert header == Header(proposer, incarnation, sequence, term, len(asked))
-    operations = decode_operations(data, header, LIMITS)
+    operations = decode_whole(data)
     assert operations == tuple(map(plain, asked))
     # Putting a batch together from parts gives what msgpack writes in one go.
     assert data == msgpack.packb((BATCH_VERSION, *header[:4], operations))
@@ -567,7 +568,10 @@ def test_decoding_raises_nothing_but_refused(data: bytes) -> None:
 
 
 def decode_whole(data: bytes) -> tuple[Any, ...]:
-    return decode_operations(data, decode_header(data), LIMITS)
+    failure = check_size(data, decode_header(data), LIMITS)
+    if failure is not None:
+        raise Refused(failure)
+    return decode_operations(data)
 
 
 def envelope(*values: object) -> bytes:

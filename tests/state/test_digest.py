@@ -9,6 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from state import Cause, Failure, Item, Operation, Session, StateMachine, encode, encode_batch, load
+from state.errors import SessionNotFound
 from state.limits import LIMIT_RANGES
 from state.operations import (
     Acquire,
@@ -248,6 +249,7 @@ RECORD_CHANGES: dict[type, dict[str, Callable[[Any], None]]] = {
         "proposer": _set("proposer", "another"),
         "sequence": _set("sequence", 5),
         "results": _set("results", ()),
+        "failure": _set("failure", SessionNotFound()),
     },
     Receipt: {
         "key": _set("key", b"another"),
