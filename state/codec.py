@@ -177,6 +177,8 @@ def _what_begins(data: bytes) -> UnsupportedVersion | Malformed:
     try:
         unpacker.read_array_header()
         version = unpacker.unpack()
+    except MemoryError:
+        raise  # of this node alone, so it must not become an answer
     except Exception:  # noqa: BLE001 - whatever msgpack makes of arbitrary bytes
         return Malformed("not a batch")
     if type(version) is not int or not BATCH_VERSION < version < _UINT64_END:

@@ -100,10 +100,7 @@ class Executor:
             tables.check_theme(theme_id)
         elif key is not None and key in theme.keys:
             return self._new_with_held_key(self._sessions[theme.keys[key]], data, on_conflict)
-        if len(data) > limits.chunk_bytes:
-            _exceeded("chunk_bytes", len(data), limits.chunk_bytes)
-        if len(data) > limits.session_bytes:
-            _exceeded("session_bytes", len(data), limits.session_bytes)
+        self._check_only_chunk(len(data))
         if tables.size_bytes + size_bytes > limits.state_bytes:
             _exceeded("state_bytes", tables.size_bytes + size_bytes, limits.state_bytes)
         if theme is not None:
@@ -234,10 +231,7 @@ class Executor:
         session = self._claim(target, epoch, _REPLACE, if_revision)
         tables = self._tables
         limits = tables.limits
-        if len(data) > limits.chunk_bytes:
-            _exceeded("chunk_bytes", len(data), limits.chunk_bytes)
-        if len(data) > limits.session_bytes:
-            _exceeded("session_bytes", len(data), limits.session_bytes)
+        self._check_only_chunk(len(data))
         growth_bytes = -session.data_bytes - len(session.chunks) * CHUNK_OVERHEAD_BYTES
         if data:
             growth_bytes += len(data) + CHUNK_OVERHEAD_BYTES
@@ -403,6 +397,14 @@ class Executor:
     def _check_room(self, theme: Theme) -> None:
         if not theme.has_room:
             _exceeded("max_active", theme.counts[ACTIVE] + 1, theme.policy.max_active)
+
+    def _check_only_chunk(self, chunk_bytes: int) -> None:
+        """Whether a session may consist of one such chunk."""
+        limits = self._tables.limits
+        if chunk_bytes > limits.chunk_bytes:
+            _exceeded("chunk_bytes", chunk_bytes, limits.chunk_bytes)
+        if chunk_bytes > limits.session_bytes:
+            _exceeded("session_bytes", chunk_bytes, limits.session_bytes)
 
     def _check_growth(self, session: Session, chunk_bytes: int) -> None:
         """Whether one more chunk may be added."""

@@ -126,7 +126,7 @@ class Limits:
         4096,
         1,
         65_536,
-        "Sessions that one Tick wakes, and receipts that it drops; the rest waits for the next.",
+        "Sessions that a Tick wakes, leases it looks at, receipts it drops; the rest waits.",
     )
     state_bytes: int = bounded(
         4 * GIB,

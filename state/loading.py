@@ -83,6 +83,8 @@ class Loader:
         for item in items:
             try:
                 self._feed(item)
+            except MemoryError:
+                raise  # it says nothing about the items
             except Exception as error:
                 # Items may be anything, so anything may go wrong with them; nothing is served.
                 raise DamagedStateError(f"{_describe(item)}: {error}") from error
@@ -94,6 +96,8 @@ class Loader:
             raise DamagedStateError("the state is incomplete: it does not end with its digest")
         try:
             digest = (tables.ledger.digest() + layout.digest_of(self._meta)) & layout.DIGEST_MASK
+        except MemoryError:
+            raise
         except Exception as error:
             # Something in a result is not what msgpack writes.
             raise DamagedStateError(f"the state has no digest: {error}") from error

@@ -289,7 +289,7 @@ class StateMachine:
 
     @property
     def size_bytes(self) -> int:
-        """All data and keys, with the overheads that the limits count."""
+        """What counts against `state_bytes`: data, keys, histories, receipts, overheads."""
         return self._tables.size_bytes
 
     @property

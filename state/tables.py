@@ -160,13 +160,10 @@ class Tables:
     def add_chunk(self, session: Session, data: bytes) -> None:
         """Add a chunk to a noted session."""
         session.chunks.append(data)
-        added_bytes = len(data) + CHUNK_OVERHEAD_BYTES
-        session.size_bytes += added_bytes
-        session.theme.size_bytes += added_bytes
-        self.size_bytes += added_bytes
+        self.resize(session, len(data) + CHUNK_OVERHEAD_BYTES)
 
     def resize(self, session: Session, by_bytes: int) -> None:
-        """Account for data that a noted session has gained or lost."""
+        """Account for data or history that a noted session has gained or lost."""
         session.size_bytes += by_bytes
         session.theme.size_bytes += by_bytes
         self.size_bytes += by_bytes

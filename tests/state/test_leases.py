@@ -23,12 +23,14 @@ from state.operations import (
     Park,
     Remove,
     Replace,
+    SetLimits,
     SetPolicy,
     Store,
     Tick,
     Touch,
     Txn,
 )
+from state.policy import Policy
 from state.records import ANSWERS, CHECK, CONSUMER, META, WINDOW
 from tests.state.disk import Disk
 from tests.state.workload import Machine
@@ -575,3 +577,15 @@ def test_a_consumer_that_is_late_is_watched_on_a_node_that_is_not_asked() -> Non
     assert not stale_ids(machine)
     machine.do(Tick(machine.state.now_ms + LEASE_MS + BUCKET_MS))
     assert stale_ids(machine) == [1, 2]
+
+
+def test_a_tick_looks_at_no_more_than_a_page_of_leases() -> None:
+    machine = Machine()
+    machine.do(SetLimits((("tick_page", 2),)), *(New(1) for _ in range(5)))
+    calendar = machine.state._tables.leases  # noqa: SLF001 - what was looked at shows nowhere else
+    late_ms = machine.state.now_ms + 10 * Policy().lease_ms
+    looked_at = []
+    for _ in range(4):
+        machine.do(Tick(late_ms))
+        looked_at.append(len(calendar._overdue))  # noqa: SLF001
+    assert looked_at == [2, 4, 5, 5]
