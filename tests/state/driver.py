@@ -79,18 +79,18 @@ class Driver:
         assert applied.failure is None, f"the batch was refused: {applied.failure!r}"
         return applied.results
 
-    def do(self, operation: Operation | bytes, *, term: int | None = None) -> Any:  # noqa: ANN401 - any result of any operation
+    def do(self, operation: Operation | bytes, *, term: int | None = None) -> Any:
         """Apply one operation for its result, which may be a failure."""
         (result,) = self.results(operation, term=term)
         return result
 
-    def succeed(self, operation: Operation, *, term: int | None = None) -> Any:  # noqa: ANN401
+    def succeed(self, operation: Operation, *, term: int | None = None) -> Any:
         """Apply one operation that is done, for its result."""
         result = self.do(operation, term=term)
         assert not isinstance(result, Failure), f"{operation} was refused: {result!r}"
         return result
 
-    def new(self, theme: int = 7, **fields: Any) -> int:  # noqa: ANN401 - the fields of New
+    def new(self, theme: int = 7, **fields: Any) -> int:
         """The id of a new session."""
         created: Created = self.succeed(New(theme, **fields))
         return created.session_id

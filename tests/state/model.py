@@ -854,7 +854,7 @@ def replace_chunks(session: ModelSession, chunks: list[bytes]) -> ModelSession:
     return new
 
 
-def same_but_for_texts(result: Any) -> Any:  # noqa: ANN401 - a result, or what is in one
+def same_but_for_texts(result: Any) -> Any:
     """A result with the text of each Malformed taken out."""
     if isinstance(result, Malformed):
         return MALFORMED

@@ -810,7 +810,7 @@ NO_ITEMS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("junk", NO_ITEMS.values(), ids=NO_ITEMS.keys())
-def test_what_is_no_item_is_found(junk: Any) -> None:  # noqa: ANN401 - that is the point
+def test_what_is_no_item_is_found(junk: Any) -> None:
     items, _ = rich()
     for place in (0, 1, len(items) // 2, len(items)):
         assert check_damage([*items[:place], junk, *items[place:]])
@@ -879,7 +879,7 @@ JUNK = st.recursive(
 
 
 @st.composite
-def mutated(draw: st.DrawFn, value: Any) -> Any:  # noqa: ANN401 - any plain value
+def mutated(draw: st.DrawFn, value: Any) -> Any:
     """A value with something in it changed, mostly only a little."""
     if isinstance(value, tuple) and value and draw(st.integers(0, 9)) > 0:
         place = draw(st.integers(0, len(value) - 1))

@@ -348,7 +348,7 @@ def test_it_costs_what_changed() -> None:
     asked: list[object] = []
     redigest = ledger.redigest
 
-    def counting(record: Any) -> None:  # noqa: ANN401 - any record
+    def counting(record: Any) -> None:
         asked.append(record)
         redigest(record)
 

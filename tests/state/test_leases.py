@@ -40,7 +40,7 @@ ALL = 10**9
 LEASE_MS = 30_000  # the default
 
 
-def filled(count: int, **settings: Any) -> Machine:  # noqa: ANN401 - fields of New
+def filled(count: int, **settings: Any) -> Machine:
     """A machine with `count` sessions of theme 1."""
     machine = Machine()
     new = encode(New(1, **settings))
@@ -68,7 +68,7 @@ def counted() -> Iterator[Work]:
     """Count work instead of time."""
     work = Work()
 
-    def trace(_frame: FrameType, event: str, _argument: object) -> Any:  # noqa: ANN401 - itself
+    def trace(_frame: FrameType, event: str, _argument: object) -> Any:
         work.lines += event == "line"
         return trace
 

@@ -286,7 +286,7 @@ def _conflict(scene: Scene, _: Operation) -> Failure:
 
 
 def _producers() -> list[Attempt]:
-    def new(by: str, condition: str, **fields: Any) -> Attempt:  # noqa: ANN401 - fields of New
+    def new(by: str, condition: str, **fields: Any) -> Attempt:
         def ask(_: Scene) -> Operation:
             return New(THEME, KEY, **fields)
 
@@ -338,7 +338,7 @@ def _cluster() -> list[Attempt]:
         by: str,
         repeat_after_ms: int | None,
         epoch: Callable[[Scene], int],
-        **fields: Any,  # noqa: ANN401 - fields of Attempt
+        **fields: Any,
     ) -> Attempt:
         def ask(scene: Scene) -> Operation:
             return Store(scene.session_id, epoch(scene), repeat_after_ms, Cause.STALE)

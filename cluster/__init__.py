@@ -1,0 +1,1 @@
+"""Makes the state machine replicated: what was acknowledged is never lost."""
