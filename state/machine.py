@@ -316,6 +316,29 @@ class StateMachine:
         """All themes that have sessions, or a policy of their own."""
         return iter(self._tables.themes.values())
 
+    def answered(self, proposer: str, incarnation: int, sequence: int) -> Applied | None:
+        """What a batch was answered, if it was applied and its results are still known."""
+        window = self._tables.windows.get(proposer)
+        if window is None or window.incarnation != incarnation:
+            return None
+        recorded = window.answers.get(sequence)
+        if recorded is None:
+            return None
+        index = self._tables.applied_index
+        return Applied(index, recorded.results, recorded.failure, duplicate=True)
+
+    def consumers(self) -> Iterator[bytes]:
+        """The ids of all consumers that hold sessions."""
+        return iter(self._tables.consumers)
+
+    def held_by(self, consumer_id: bytes) -> Iterator[tuple[int, int]]:
+        """The active sessions that a consumer holds, as (id, epoch)."""
+        consumer = self._tables.consumers.get(consumer_id)
+        if consumer is not None:
+            for group in consumer.groups.values():
+                for session_id in group:
+                    yield session_id, self._tables.sessions[session_id].epoch
+
     def ready_ids(self, theme_id: int) -> Iterator[int]:
         """The ids of a theme's ready sessions in the order in which they are handed out."""
         theme = self._tables.themes.get(theme_id)

@@ -244,7 +244,7 @@ class Session(Record):
         "progress_ms",
     )
 
-    def __init__(  # noqa: PLR0917 - called for each New, and only there
+    def __init__(
         self,
         session_id: int,
         theme: Theme,

@@ -1,0 +1,1 @@
+"""One node's part in Raft: PySyncObj, and what stands around it. No sockets, no files, no clock."""

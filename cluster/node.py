@@ -1,0 +1,473 @@
+"""A node: a replica on a real loop, real disks and a real network. What users of `cluster` hold.
+
+    async with Node(NodeSettings(Path("data"))) as node:
+        created = await node.submit(New(theme=7, data=b"ship it"))
+
+`submit` answers when the operation is committed, on a majority of disks, and applied here; so what
+is read from `machine` right after it has it. `read` is for what others did: it answers when all
+that was acknowledged before, by any node, is applied here.
+"""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from cluster.consensus.log import Log, Recovered
+from cluster.failures import ClusterError, OperationError, Stopping
+from cluster.network.settings import Identity as NetworkIdentity
+from cluster.network.transport import Transport
+from cluster.queues import Callback
+from cluster.recovery import align
+from cluster.replica import Replica
+from cluster.settings import NodeSettings
+from cluster.storage.checkpoint import CheckpointThread
+from cluster.storage.disk import OsDirectory
+from cluster.storage.errors import DiskError
+from cluster.storage.journal import Journal, JournalFiles
+from cluster.storage.records import Identity, Incarnation, Record
+from cluster.storage.state_file import StateFile
+from state import Applied, Failure, Operation, Result, StateMachine, encode
+from state.operations import Heartbeat, Idempotent, Park, Remove, Store, Touch, Txn
+
+_log = logging.getLogger(__name__)
+
+# A young collection looks at some thousands of objects, an old one at what is not frozen
+# (measured in docs/design.md).
+_COLLECTOR_THRESHOLDS = (5_000, 5, 1_000)
+
+_ENDING = (Store, Remove, Touch, Park, Heartbeat)
+
+
+class Listener(Protocol):
+    """Who wants to hear of more than its own operations. None of these may raise."""
+
+    def on_applied(self, applied: Applied) -> None:
+        """A batch was applied, anybody's: its events, and the themes that have work."""
+
+    def on_leader(self, leader: str | None) -> None:
+        """Another node leads, or nobody that is known."""
+
+    def on_installed(self) -> None:
+        """The state machine was replaced: what was read from the old one is old."""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Where a node is."""
+
+    node_id: str
+    incarnation: int
+    leader: str | None
+    term: int
+    is_leader: bool
+    is_ready: bool
+    committed_index: int
+    applied_index: int
+    checkpoint_index: int
+    sessions: int
+    waiting_operations: int
+    peers: dict[str, bool]  # whether each is connected
+
+
+class Node:
+    """One member of a cluster. Made and used on one event loop; it is started once."""
+
+    def __init__(self, settings: NodeSettings, listener: Listener | None = None) -> None:
+        self.settings = settings
+        self._listener = listener
+        self._replica: Replica | None = None
+        self._journal: Journal | None = None
+        self._checkpoint: CheckpointThread | None = None
+        self._transport: Transport | None = None
+        self._directory: OsDirectory | None = None
+        self._loop: asyncio.AbstractEventLoop
+        self._failed: asyncio.Future[Exception] | None = None
+        self._stop_task: asyncio.Task[None] | None = None
+
+    # Life
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Recover what the disk holds, and begin to take part.
+
+        Raises `StorageError` or `MisalignedError` if the disk does not hold a whole node,
+        `TransportError` if it cannot listen. Nothing is left open then.
+        """
+        if self._failed is not None:
+            raise RuntimeError("a node is started once")
+        self._loop = asyncio.get_running_loop()
+        self._failed = self._loop.create_future()
+        try:
+            await self._start()
+        except BaseException:
+            await self._close()
+            raise
+
+    async def _start(self) -> None:
+        settings, loop = self.settings, self._loop
+        found = await loop.run_in_executor(None, self._recover)
+        self._journal = journal = Journal(found.files)
+        self._checkpoint = checkpoint = CheckpointThread(found.state_file, loop)
+        if settings.tunes_collector:
+            gc.set_threshold(*_COLLECTOR_THRESHOLDS)
+            gc.freeze()
+        others = settings.others
+        network: Transport | _NoNetwork = _NoNetwork()
+        if others:
+            self._transport = network = Transport(
+                NetworkIdentity(settings.cluster_id, settings.node_id, found.incarnation),
+                settings.bind,
+                others,
+                settings.security,
+                self,
+                settings.transport,
+            )
+        self._replica = replica = Replica(
+            settings.node_id,
+            list(others),
+            found.incarnation,
+            Log(found.log),
+            found.machine,
+            host=loop,
+            random=random.Random(),  # noqa: S311 - election timeouts are no secrets
+            wall_ms=_wall_ms,
+            network=network,
+            write=journal.write,
+            store=checkpoint,
+            listener=self,
+            settings=settings.replica,
+        )
+        if settings.tunes_collector:
+            replica.checkpoints.on_written = gc.freeze
+        if self._transport is not None:
+            await self._transport.start()
+        replica.start()
+
+    def _recover(self) -> "_Found":
+        """Read the disk. In a thread: a large state takes its time."""
+        settings = self.settings
+        journal_path = settings.data_directory / "journal"
+        try:
+            journal_path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DiskError.of(os.fspath(journal_path), "create", error) from error
+        # Its lock is the whole node's: whoever holds it may open the checkpoint.
+        self._directory = directory = OsDirectory(os.fspath(journal_path))
+        state_path = os.fspath(settings.data_directory / "state.db")
+        with contextlib.ExitStack() as opened:
+            state_file = StateFile.open(state_path, settings.cluster_id)
+            machine, checkpoint = StateMachine(), None
+            if state_file is None:
+                state_file = StateFile.create(state_path, settings.cluster_id)
+            else:
+                opened.callback(state_file.close)
+                machine = state_file.load_machine()
+                checkpoint = (state_file.applied_index, state_file.applied_term)
+            identity = Identity(settings.cluster_id, settings.node_id)
+            files, kept = JournalFiles.open(directory, identity, settings.journal)
+            opened.callback(files.close)
+            log, records = align(
+                Recovered(
+                    kept.base_index,
+                    kept.base_term,
+                    kept.entries,
+                    kept.term,
+                    kept.voted_for,
+                    kept.commit_index,
+                ),
+                checkpoint,
+            )
+            # By the wall clock too: a node that lost its disk must not come back as its own past.
+            incarnation = max(kept.incarnation + 1, _wall_ms())
+            first: list[Record] = [*records, Incarnation(incarnation)]
+            files.append(first)
+            files.sync()
+            opened.pop_all()
+        return _Found(log, machine, incarnation, files, state_file)
+
+    async def stop(self) -> None:
+        """Take nothing in any more, hand over, answer who waits, write what is left, and leave.
+
+        Bounded by `stop_timeout_ms`; what is not answered by then is told so.
+        """
+        if self._stop_task is None:
+            self._stop_task = asyncio.ensure_future(self._stop())
+        await asyncio.shield(self._stop_task)
+
+    async def _stop(self) -> None:
+        replica = self._replica
+        if replica is not None and not replica.is_stopped:
+            deadline_s = self._loop.time() + self.settings.stop_timeout_ms / 1000
+            replica.queue.stop("it is being stopped")
+            half_s = (deadline_s + self._loop.time()) / 2
+            await self._wait_until(lambda: replica.queue.is_empty, half_s)
+            if self.settings.others and replica.member.is_leader:
+                done: asyncio.Future[bool] = self._loop.create_future()
+                remaining_s = max(deadline_s - self._loop.time(), 0.0) / 2
+                replica.transfer(remaining_s, partial(_set_once, done))
+                await done
+            await self._wait_until(lambda: replica.queue.is_empty, deadline_s)
+            await self._last_checkpoint(replica, deadline_s)
+            replica.stop("it was stopped")
+        await self._close()
+
+    async def _last_checkpoint(self, replica: Replica, deadline_s: float) -> None:
+        """Leave a short journal behind, so that the next start is quick."""
+        checkpoints = replica.checkpoints
+        await self._wait_until(lambda: not checkpoints.is_writing, deadline_s)
+        checkpoints.begin()
+        await self._wait_until(lambda: not checkpoints.is_writing, deadline_s)
+
+    async def _wait_until(self, holds: Callable[[], bool], deadline_s: float) -> None:
+        while not holds() and self._loop.time() < deadline_s:  # noqa: ASYNC110 - rare, and short
+            await asyncio.sleep(0.01)
+
+    async def _close(self) -> None:
+        """Give back what is open. What was promised is on the disk already."""
+        if self._replica is not None:
+            self._replica.stop()
+        if self._transport is not None:
+            await self._transport.stop()
+        if self._journal is not None:
+            with contextlib.suppress(Exception):  # it has failed before, and that was told
+                await self._journal.close()
+        if self._checkpoint is not None:
+            closed: asyncio.Future[Any] = self._loop.create_future()
+            self._checkpoint.close(partial(_set_once, closed))
+            await closed
+        if self._directory is not None:
+            self._directory.close()
+            self._directory = None
+
+    async def failure(self) -> Exception:
+        """Wait until this node cannot go on, and answer why. It has stopped acknowledging."""
+        if self._failed is None:
+            raise RuntimeError("the node was not started")
+        return await asyncio.shield(self._failed)
+
+    # Operations
+
+    async def submit(self, operation: Operation, *, timeout_ms: int | None = None) -> Result:
+        """Have an operation done, and answer its result. Raises `OperationError`.
+
+        Cancelled, it may still be done: nobody waits for it any more.
+        """
+        future: asyncio.Future[Result] = self._loop.create_future()
+        self.submit_encoded(
+            encode(operation),
+            partial(_set_once, future),
+            timeout_ms=timeout_ms,
+            weight=_weight(operation),
+            is_ending=_is_ending(operation),
+        )
+        result = await future
+        if isinstance(result, Failure):
+            raise OperationError(result)
+        return result
+
+    def submit_encoded(
+        self,
+        encoded: bytes,
+        callback: Callback,
+        *,
+        timeout_ms: int | None = None,
+        weight: int = 1,
+        is_ending: bool = False,
+    ) -> None:
+        """Have an encoded operation done; `callback` gets the result or the failure, once.
+
+        `weight` is how many operations are in it. `is_ending` says that it ends an activity or is
+        a sign of life: such are admitted when others are refused as `overloaded`.
+        """
+        replica = self._replica
+        if replica is None:
+            callback(Stopping(was_sent=False, reason="it was not started"))
+            return
+        timeout_s = (timeout_ms or self.settings.timeout_ms) / 1000
+        replica.submit(encoded, callback, timeout_s, weight=weight, is_ending=is_ending)
+
+    async def read(self, *, timeout_ms: int | None = None) -> None:
+        """Wait until all that was acknowledged before, by any node, is applied here.
+
+        What is then read from `machine` is linearizable. Raises `OperationError`.
+        """
+        future: asyncio.Future[Result] = self._loop.create_future()
+        timeout_s = (timeout_ms or self.settings.timeout_ms) / 1000
+        self.replica.queue.read(partial(_set_once, future), timeout_s)
+        result = await future
+        if isinstance(result, Failure):
+            raise OperationError(result)
+
+    async def transfer(self, to: str = "", *, timeout_ms: int | None = None) -> bool:
+        """Hand leadership over, to a member or to the best placed. Answers whether it went."""
+        if to and to not in self.settings.others:
+            raise ClusterError(f"{to!r} is no other member of this cluster")
+        future: asyncio.Future[bool] = self._loop.create_future()
+        timeout_s = (timeout_ms or self.settings.timeout_ms) / 1000
+        self.replica.transfer(timeout_s, partial(_set_once, future), to)
+        return await future
+
+    def consumer(self, name: bytes) -> bytes:
+        """The name by which the cluster knows a consumer that is connected to this node."""
+        return self.replica.consumer(name)
+
+    # What is known
+
+    @property
+    def replica(self) -> Replica:
+        """What moves this node. Raises `ClusterError` before the start."""
+        if self._replica is None:
+            raise ClusterError("the node is not started")
+        return self._replica
+
+    @property
+    def journal(self) -> Journal:
+        """Its journal, for its counters. Raises `ClusterError` before the start."""
+        if self._journal is None:
+            raise ClusterError("the node is not started")
+        return self._journal
+
+    @property
+    def machine(self) -> StateMachine:
+        """The state as it is here, to be read and not changed; `read` makes it current."""
+        return self.replica.machine
+
+    @property
+    def is_leader(self) -> bool:
+        return self.replica.is_leader
+
+    @property
+    def leader(self) -> str | None:
+        """Who leads, as far as this node knows."""
+        return self.replica.member.leader
+
+    def status(self) -> Status:
+        """Where this node is."""
+        replica = self.replica
+        member = replica.member
+        progress = member.replication.progress
+        return Status(
+            node_id=self.settings.node_id,
+            incarnation=replica.incarnation,
+            leader=member.leader,
+            term=member.term,
+            is_leader=replica.is_leader,
+            is_ready=replica.is_ready and member.leader is not None,
+            committed_index=member.committed_index,
+            applied_index=replica.applied_index,
+            checkpoint_index=replica.checkpoints.index,
+            sessions=replica.machine.session_count,
+            waiting_operations=replica.queue.depth,
+            peers={peer: one.is_connected for peer, one in progress.items()},
+        )
+
+    async def wait_until_ready(self, timeout_ms: int | None = None) -> None:
+        """Wait until there is a leader and this node knows what it has committed.
+
+        Raises TimeoutError.
+        """
+        deadline_s = self._loop.time() + (timeout_ms or self.settings.timeout_ms) / 1000
+        while True:
+            remaining_s = deadline_s - self._loop.time()
+            if remaining_s <= 0:
+                raise TimeoutError(f"{self.settings.node_id} is not ready: {self.status()}")
+            try:
+                await self.read(timeout_ms=max(int(remaining_s * 1000), 1))
+            except OperationError as error:
+                if not error.failure.retryable:
+                    raise
+                await asyncio.sleep(0.01)
+            else:
+                return
+
+    # What the transport tells
+
+    def on_connected(self, peer: str, _incarnation: int) -> None:
+        self.replica.connected(peer)
+
+    def on_disconnected(self, peer: str) -> None:
+        self.replica.disconnected(peer)
+
+    def on_payload(self, peer: str, payload: memoryview) -> None:
+        self.replica.receive(peer, payload)
+
+    # What the replica tells
+
+    def on_applied(self, applied: Applied) -> None:
+        if self._listener is not None:
+            self._listener.on_applied(applied)
+
+    def on_leader(self, leader: str | None) -> None:
+        if self._listener is not None:
+            self._listener.on_leader(leader)
+
+    def on_installed(self) -> None:
+        if self.settings.tunes_collector:
+            gc.freeze()
+        if self._listener is not None:
+            self._listener.on_installed()
+
+    def on_failure(self, error: Exception) -> None:
+        _log.critical("%s cannot go on: %s", self.settings.node_id, error, exc_info=error)
+        if self._failed is not None and not self._failed.done():
+            self._failed.set_result(error)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What the disk held."""
+
+    log: Recovered
+    machine: StateMachine
+    incarnation: int
+    files: JournalFiles
+    state_file: StateFile
+
+
+class _NoNetwork:
+    """That of a cluster of one."""
+
+    def send(self, _peer: str, _payload: bytes) -> bool:
+        return False
+
+
+def _set_once(future: "asyncio.Future[Any]", result: object) -> None:
+    if not future.done():
+        future.set_result(result)
+
+
+def _weight(operation: Operation) -> int:
+    """How many operations are in one."""
+    if isinstance(operation, Idempotent):
+        return _weight(operation.operation)
+    return len(operation.operations) if isinstance(operation, Txn) else 1
+
+
+def _is_ending(operation: Operation) -> bool:
+    if isinstance(operation, Idempotent):
+        return _is_ending(operation.operation)
+    return isinstance(operation, _ENDING)
+
+
+def _wall_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,56 @@
+"""Brings what two files say together when a node starts: the journal, and the checkpoint.
+
+They are written one after the other, so a crash may leave either ahead. Whatever is not one of the
+ways in which that can happen is damage, and refused: nothing acknowledged is ever dropped to make
+them fit (ENGINE 12, 19).
+"""
+
+from collections.abc import Sequence
+
+from cluster.consensus.log import FIRST_INDEX, Recovered
+from cluster.failures import MisalignedError
+from cluster.storage.records import Base, Record
+
+
+def align(
+    recovered: Recovered, checkpoint: tuple[int, int] | None
+) -> tuple[Recovered, Sequence[Record]]:
+    """The log to start with, and what to write to the journal before anything else.
+
+    `checkpoint` is the index and the term that it stands for, None if there is none yet. Raises
+    `MisalignedError`.
+    """
+    base_index, entries = recovered.base_index, recovered.entries
+    last_index = entries[-1][1] if entries else base_index
+    if checkpoint is None:
+        if base_index > FIRST_INDEX:
+            raise MisalignedError(
+                f"the journal begins after entry {base_index}, and the checkpoint that holds what "
+                "came before is missing"
+            )
+        return recovered, ()
+    index, term = checkpoint
+    if index < base_index:
+        raise MisalignedError(
+            f"the checkpoint ends with entry {index}, but the journal begins after {base_index}"
+        )
+    if index <= last_index:
+        term_of_entry = (
+            recovered.base_term if index == base_index else entries[index - base_index - 1][2]
+        )
+        if term_of_entry == term:
+            return recovered, ()
+        if index == base_index:
+            raise MisalignedError(
+                f"the checkpoint has entry {index} in term {term}, the journal in {term_of_entry}"
+            )
+    # A leader's snapshot was installed, and the journal had not been told: what it holds is older,
+    # or was never committed.
+    aligned = recovered._replace(
+        base_index=index,
+        base_term=term,
+        entries=(),
+        commit_index=index,
+        term=max(recovered.term, term),
+    )
+    return aligned, (Base(index, term),)

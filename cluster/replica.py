@@ -1,0 +1,480 @@
+"""One node without its sockets, disks and clocks: the state machine, kept in step with the others.
+
+It ties together the member (consensus), the double queue, the state machine, and what a leader does
+besides: the clock, the reaper. Batches come from the queue, go through the member's log, and come
+back committed to be applied here, a bounded time in each turn of the loop.
+
+A node is *ready* when it has applied an entry of the current term: the leader then knows what the
+state's time is, and a follower knows that its leader is in charge. Batches are sent only then.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Protocol
+
+from cluster.checkpoints import Checkpoints, CheckpointSettings, Store
+from cluster.clock import Clock
+from cluster.consensus.guards import ALL_GUARDS, Guards
+from cluster.consensus.host import Host, Network, Timer, Write
+from cluster.consensus.log import NO_OP, Log
+from cluster.consensus.member import ConsensusSettings, Member
+from cluster.consensus.messages import (
+    Chunk,
+    ChunkWritten,
+    Declined,
+    Forward,
+    Installed,
+    MalformedMessageError,
+    Message,
+    Offer,
+)
+from cluster.queues import Batch, Callback, DoubleQueue, QueueSettings
+from cluster.reaper import Reaper
+from cluster.snapshots import Snapshots
+from state import Applied, StateMachine, encode
+from state.codec import decode_header
+from state.errors import Refused
+from state.operations import Tick
+
+_log = logging.getLogger(__name__)
+
+_MIB = 1 << 20
+_TRANSFER_POLL_S = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaSettings:
+    """Times and sizes of one node's work."""
+
+    consensus: ConsensusSettings = field(default_factory=ConsensusSettings)
+    queue: QueueSettings = field(default_factory=QueueSettings)
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    pulse_ms: int = 100  # how often deadlines, leases and due times are looked at
+    apply_turn_ms: int = 10  # how long one turn of the loop may apply
+    reaper_page: int = 512  # sessions stored by one look of the reaper
+    lease_grace_ms: int = 10_000  # for leases after a new leader or a stall, at least
+    lease_grace_max_ms: int = 60_000
+    stall_ms: int = 1_000  # a pulse that is late by more was a stall
+    uncommitted_bytes: int = 64 * _MIB  # of the leader's log; beyond it batches are declined
+
+
+class Listener(Protocol):
+    """Who uses a replica. None of these may raise."""
+
+    def on_applied(self, applied: Applied) -> None:
+        """A batch was applied, anybody's: its events, and the themes that have work."""
+
+    def on_leader(self, leader: str | None) -> None:
+        """Another node leads, or nobody that is known."""
+
+    def on_installed(self) -> None:
+        """The state machine was replaced by a leader's snapshot."""
+
+    def on_failure(self, error: Exception) -> None:
+        """This node can go on no more; who waited has been answered."""
+
+
+class Replica:
+    """A node's part of the cluster, moved by its host, its network and its disk."""
+
+    def __init__(
+        self,
+        node_id: str,
+        others: Sequence[str],
+        incarnation: int,
+        log: Log,
+        machine: StateMachine,
+        *,
+        host: Host,
+        random: Random,
+        wall_ms: Callable[[], int],
+        network: Network,
+        write: Write,
+        store: Store,
+        listener: Listener,
+        settings: ReplicaSettings,
+        guards: Guards = ALL_GUARDS,
+    ) -> None:
+        """`machine` holds the state up to some index of `log`, its base or later."""
+        self.node_id = node_id
+        self.incarnation = incarnation
+        self.machine = machine
+        self.applied_index = max(machine.applied_index, log.base_index)
+        self._applied_term = log.term_at(self.applied_index) or 0  # of the entry there
+        self._host = host
+        self._network = network
+        self._listener = listener
+        self._settings = settings
+        self._guards = guards
+        self.member = Member(
+            node_id,
+            others,
+            log,
+            host=host,
+            random=random,
+            network=network,
+            write=write,
+            observer=self,
+            settings=settings.consensus,
+            guards=guards,
+        )
+        self.queue = DoubleQueue(node_id, incarnation, host, self, settings.queue, guards)
+        self.clock = Clock(host, wall_ms, settings.pulse_ms)
+        self.reaper = Reaper(
+            host,
+            self._submit_ending,
+            page=settings.reaper_page,
+            grace_ms=settings.lease_grace_ms if guards.leases_get_grace else 0,
+            grace_max_ms=settings.lease_grace_max_ms if guards.leases_get_grace else 0,
+        )
+        self.snapshots = Snapshots(self, store, host, settings.checkpoint)
+        self.checkpoints = Checkpoints(
+            self, store, host, settings.checkpoint, self.snapshots.index_for
+        )
+        self._seen_index = self.member.committed_index  # committed entries that were looked at
+        self._seen_index = max(self._seen_index, self.applied_index)
+        self._apply_is_due = False
+        self._is_admitting = True
+        self._leads_since_term = 0  # the term whose clock this node runs; 0: it does not
+        self._ready_term = 0  # the last one in which this node was ready
+        self._streams: dict[str, tuple[int, int]] = {}  # peer -> stream, position of the next
+        self._pulse_timer: Timer | None = None
+        self._pulse_s = 0.0
+        self._was_released = False
+        self._held: Iterator[tuple[int, int]] | None = None
+        self._is_installing = False
+        self._stopped = False
+        self.stalls = 0
+
+    # For its user
+
+    def start(self) -> None:
+        """Begin to take part."""
+        self._pulse_s = self._host.time()
+        self._arm_pulse()
+        self.queue.term = self.member.term
+        self.member.start()
+        self._schedule_apply()
+
+    def stop(self, reason: str = "it was stopped") -> None:
+        """Take part no more; who waits is answered. What is on its way may still be applied."""
+        if self._stopped:
+            return
+        self._stopped = True
+        if self._pulse_timer is not None:
+            self._pulse_timer.cancel()
+        self.member.stop()
+        self.snapshots.stop()
+        self.queue.fail(reason)
+
+    def submit(
+        self,
+        encoded: bytes,
+        callback: Callback,
+        timeout_s: float,
+        *,
+        weight: int = 1,
+        is_ending: bool = False,
+    ) -> None:
+        """Have an encoded operation done; see `DoubleQueue.submit`."""
+        self.queue.submit(encoded, callback, timeout_s, weight=weight, is_ending=is_ending)
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether it takes part no more."""
+        return self._stopped
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this node leads and is ready to."""
+        return self._leads_since_term == self.member.term and self.member.is_leader
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether this node has applied an entry of the current term, and so may send batches."""
+        return self._applied_term == self.member.term
+
+    @property
+    def lag(self) -> int:
+        """Committed entries that are not applied yet."""
+        return self.member.committed_index - self.applied_index
+
+    def consumer(self, name: bytes) -> bytes:
+        """The name that the cluster knows a consumer of this node by.
+
+        It tells the life of the node, so that what its consumers held can be stored at once when
+        the node comes back without them.
+        """
+        return f"{self.node_id}/{self.incarnation}/".encode() + name
+
+    def transfer(self, timeout_s: float, then: Callable[[bool], object], to: str = "") -> None:
+        """Hand leadership over: to a member, or to the follower that knows most.
+
+        Nothing is admitted meanwhile, so that the log comes to rest and a follower can have all of
+        it (Ongaro's thesis, 3.10). `then` learns whether another leads, or this never did.
+        """
+        if not self.member.is_leader:
+            then(True)  # noqa: FBT003 - the answer
+            return
+        self._is_admitting = False
+        self._transfer(self._host.time() + timeout_s, self.member.term, then, to)
+
+    def _transfer(
+        self, deadline_s: float, term: int, then: Callable[[bool], object], to: str
+    ) -> None:
+        member = self.member
+        if self._stopped or not member.is_leader or member.term != term:
+            then(True)  # noqa: FBT003
+            return
+        if self._host.time() >= deadline_s:
+            self._is_admitting = True
+            self.queue.restart()
+            then(False)  # noqa: FBT003
+            return
+        known = [
+            (progress.match_index, peer)
+            for peer, progress in member.replication.progress.items()
+            if progress.is_connected and to in {"", peer}
+        ]
+        if known:
+            member.hand_over(max(known)[1])
+        self._host.call_later(_TRANSFER_POLL_S, self._transfer, deadline_s, term, then, to)
+
+    # For its network
+
+    def connected(self, peer: str) -> None:
+        """Begin to talk to another member."""
+        self._streams.pop(peer, None)
+        self.member.connected(peer)
+        if peer == self.member.leader:
+            self.queue.restart()
+
+    def disconnected(self, peer: str) -> None:
+        """What was sent to another member may be lost."""
+        self._streams.pop(peer, None)
+        self.snapshots.disconnected(peer)
+        self.member.disconnected(peer)
+
+    def receive(self, peer: str, payload: bytes | memoryview) -> None:
+        """Take a message. Raises `MalformedMessageError`, having done nothing."""
+        if not self._stopped:
+            self.member.receive(peer, payload)
+
+    # For the queue: its sender
+
+    def propose(self, batch: Batch, stream: int, position: int) -> bool:
+        if not self._is_admitting or not self.is_ready or self._stopped:
+            return False
+        member = self.member
+        if member.is_leader:
+            return self.is_leader and member.propose(batch.command)
+        leader = member.leader
+        if leader is None:
+            return False
+        return member.send(leader, Forward(member.term, stream, position, batch.command))
+
+    def leading_operations(self) -> list[bytes]:
+        if self.is_leader and self.clock.is_late:
+            return [encode(Tick(self.clock.tell()))]
+        return []
+
+    # For the member: its observer
+
+    def on_committed(self) -> None:
+        log, queue = self.member.log, self.queue
+        for index in range(self._seen_index + 1, self.member.committed_index + 1):
+            batch = queue.find(log.command_at(index))
+            if batch is not None:
+                queue.committed(batch)
+        self._seen_index = self.member.committed_index
+        queue.pump()
+
+    def on_turn_taken(self) -> None:
+        self._schedule_apply()
+
+    def on_leader(self) -> None:
+        member = self.member
+        self.queue.term = member.term
+        if not member.is_leader:
+            self._leads_since_term = 0
+            self.reaper.rest()
+            self.snapshots.end_sending()
+            self._streams.clear()
+        self._is_admitting = True
+        self.queue.restart()
+        self._look_ready()
+        self._listener.on_leader(member.leader)
+
+    def on_behind(self, peer: str) -> None:
+        self.snapshots.offer(peer)
+
+    def on_message(self, peer: str, message: Message) -> None:
+        match message:
+            case Forward():
+                self._forwarded(peer, message)
+            case Declined():
+                self.queue.declined(message.stream, message.position)
+            case Offer():
+                self.snapshots.offered(peer, message)
+            case Chunk():
+                self.snapshots.received(peer, message)
+            case ChunkWritten():
+                self.snapshots.wanted(peer, message)
+            case Installed():
+                self.snapshots.installed(peer, message)
+            case _:
+                raise MalformedMessageError(f"{type(message).__name__} is not handled")
+
+    def on_failure(self, error: Exception) -> None:
+        self.stop(f"it failed: {error}")
+        self._listener.on_failure(error)
+
+    def _forwarded(self, peer: str, message: Forward) -> None:
+        """Propose another node's batch, unless one before it was declined."""
+        stream, position = self._streams.get(peer, (-1, 0))
+        if message.stream > stream and message.position == 0:
+            stream, position = message.stream, 0
+        in_order = message.stream == stream and message.position == position
+        if self._guards.batches_stay_in_order and not in_order:
+            return  # of a stream that is over, or after a batch that was declined
+        try:
+            header = decode_header(message.batch)
+        except Refused as refused:
+            raise MalformedMessageError(f"not a batch: {refused.failure}") from refused
+        if header.proposer != peer:
+            raise MalformedMessageError(f"a batch of {header.proposer!a} from {peer}")
+        log = self.member.log
+        has_room = log.size_bytes_after(self.member.engine.commit_index) < (
+            self._settings.uncommitted_bytes
+        )
+        if not (self.is_leader and self._is_admitting and has_room):
+            self.member.send(peer, Declined(self.member.term, message.stream, message.position))
+            return
+        if self.clock.is_late:
+            # Without it, what the batch does would happen at the time of the last Tick.
+            self.queue.hurry()
+        if self.member.propose(message.batch):
+            self._streams[peer] = (stream, position + 1)
+
+    # Applying
+
+    def _schedule_apply(self) -> None:
+        if not self._apply_is_due:
+            self._apply_is_due = True
+            self._host.call_soon(self._apply_turn)
+
+    def _apply_turn(self) -> None:
+        self._apply_is_due = False
+        if self._stopped or self._is_installing:
+            return
+        try:
+            self._apply()
+        except Exception as error:  # noqa: BLE001 - the state may be half changed: stop, not serve
+            self.on_failure(error)
+
+    def _apply(self) -> None:
+        member, machine = self.member, self.machine
+        log, queue = member.log, self.queue
+        stop_s = self._host.time() + self._settings.apply_turn_ms / 1000
+        while self.applied_index < member.committed_index:
+            index = self.applied_index + 1
+            command, _, term = log.entry_at(index)
+            self.applied_index = index
+            if command != NO_OP:
+                applied = machine.apply(index, command)
+                batch = queue.find(command)
+                if batch is not None:
+                    queue.applied(batch, applied)
+                self._listener.on_applied(applied)
+            if term != self._applied_term:
+                self._applied_term = term
+                self._look_ready()
+            if self._host.time() >= stop_s:
+                break
+        if machine.limits is not queue.limits:
+            queue.limits = machine.limits
+        if self.applied_index < member.committed_index:
+            self._schedule_apply()
+        queue.pump()
+
+    def _look_ready(self) -> None:
+        """Begin to send batches, if this node is ready for the first time in this term."""
+        if not self.is_ready or self.member.leader is None or self._ready_term == self.member.term:
+            return
+        self._ready_term = self.member.term
+        if self.member.is_leader:
+            away_ms = self.clock.start(self.machine.now_ms)
+            self._leads_since_term = self.member.term
+            self.reaper.give_grace(away_ms)
+            _log.info("%s leads in term %d", self.node_id, self.member.term)
+        self.queue.restart()
+        if not self._was_released:
+            self._was_released = True
+            self._held = self._held_before()
+
+    def _held_before(self) -> Iterator[tuple[int, int]]:
+        """What the consumers of earlier lives of this node hold, as (id, epoch)."""
+        node = f"{self.node_id}/".encode()
+        own = self.consumer(b"")
+        for consumer_id in list(self.machine.consumers()):
+            if consumer_id.startswith(node) and not consumer_id.startswith(own):
+                yield from list(self.machine.held_by(consumer_id))
+
+    def pause_for_install(self) -> None:
+        self._is_installing = True
+        self.checkpoints.pause()
+
+    def install(self, machine: StateMachine, index: int, term: int) -> None:
+        self.machine = machine
+        self.applied_index = index
+        self._applied_term = term
+        self._is_installing = False
+        self.checkpoints.resume()
+        self._seen_index = max(self._seen_index, index)
+        self._held = None
+        self._was_released = False
+        self.member.rebase(index, term)
+        self.queue.limits = machine.limits
+        for batch in self.queue.unanswered():
+            applied = machine.answered(self.node_id, self.incarnation, batch.sequence)
+            if applied is not None:
+                self.queue.applied(batch, applied)
+        self._look_ready()
+        self._listener.on_installed()
+        self._schedule_apply()
+
+    # Time
+
+    def _arm_pulse(self) -> None:
+        self._pulse_timer = self._host.call_later(self._settings.pulse_ms / 1000, self._pulse)
+
+    def _pulse(self) -> None:
+        if self._stopped:
+            return
+        now_s = self._host.time()
+        late_ms = int((now_s - self._pulse_s) * 1000) - self._settings.pulse_ms
+        self._pulse_s = now_s
+        self._arm_pulse()
+        self.queue.expire(is_lagging=self.applied_index < self.member.heard_index)
+        if late_ms > self._settings.stall_ms:
+            self.stalls += 1
+            if self.is_leader:
+                self.reaper.give_grace(late_ms)
+        if self.is_leader and self.is_ready:
+            self._lead()
+        if self._held is not None and self.is_ready and not self.reaper.release(self._held):
+            self._held = None
+        self.snapshots.look()
+        self.checkpoints.look()
+
+    def _lead(self) -> None:
+        next_wake_ms = self.machine.next_wake_ms
+        if next_wake_ms is not None and next_wake_ms <= self.clock.now_ms and self.clock.is_late:
+            self.queue.hurry()
+        self.reaper.look(self.machine)
+
+    def _submit_ending(self, encoded: bytes, callback: Callback) -> None:
+        timeout_s = self._settings.queue.resend_after_ms / 1000 * 4
+        self.queue.submit(encoded, callback, timeout_s, is_ending=True)

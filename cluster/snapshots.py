@@ -1,0 +1,298 @@
+"""Brings a follower up whose next entry is not in the leader's log any more.
+
+The leader sends a copy of its checkpoint in chunks, each when the follower has written an earlier
+one; the follower verifies all of it before anything of its own is touched, puts it in place of its
+checkpoint, and lets its log begin after it. A transfer has a number, and knows how far it has come,
+so a chunk of another one, or out of order, counts for nothing (ENGINE 4, 10, 11, 12, 14, 16, 21).
+"""
+
+import logging
+from functools import partial
+from typing import Protocol
+
+from cluster.checkpoints import Arrival, CheckpointSettings, Copy, Store
+from cluster.consensus.host import Host
+from cluster.consensus.member import Member
+from cluster.consensus.messages import Chunk, ChunkWritten, Installed, Offer
+from cluster.storage.errors import StorageError
+from state import StateMachine
+
+_RESEND_S = 1.0  # without an answer, which the disk of a follower may take its time for
+
+_log = logging.getLogger(__name__)
+
+
+class Owner(Protocol):
+    """The replica, as far as this is concerned with it."""
+
+    member: Member
+
+    def pause_for_install(self) -> None:
+        """Apply nothing and write no checkpoint until `install`."""
+
+    def install(self, machine: StateMachine, index: int, term: int) -> None:
+        """Go on from a snapshot, which is on disk in the place of the checkpoint."""
+
+    def on_failure(self, error: Exception) -> None: ...
+
+
+class _Sending:
+    """A transfer to a follower."""
+
+    __slots__ = ("copy", "moved_s", "number", "read_offset", "sent_s", "written_offset")
+
+    def __init__(self, number: int, now_s: float) -> None:
+        self.number = number
+        self.copy: Copy | None = None
+        self.read_offset = 0
+        self.written_offset = 0
+        self.moved_s = now_s  # when the follower's end moved
+        self.sent_s = now_s
+
+
+class _Receiving:
+    """A transfer from a leader."""
+
+    __slots__ = ("arrival", "is_whole", "leader", "offer", "offset", "written_offset")
+
+    def __init__(self, leader: str, offer: Offer, arrival: Arrival) -> None:
+        self.leader = leader
+        self.offer = offer
+        self.arrival = arrival
+        self.offset = 0  # received
+        self.written_offset = 0
+        self.is_whole = False
+
+
+class Snapshots:
+    """Sends and receives, at most one transfer for each peer and one from a leader."""
+
+    def __init__(
+        self, owner: Owner, store: Store, host: Host, settings: CheckpointSettings
+    ) -> None:
+        self._owner = owner
+        self._store = store
+        self._host = host
+        self._settings = settings
+        self._number = 0
+        self._sending: dict[str, _Sending] = {}
+        self._receiving: _Receiving | None = None
+        self._is_installing = False
+        self.sent = 0
+        self.installs = 0
+
+    def stop(self) -> None:
+        self.end_sending()
+        if self._receiving is not None and not self._is_installing:
+            self._receiving.arrival.discard()
+            self._receiving = None
+
+    def end_sending(self) -> None:
+        """Lead no more: the next leader will know what its followers need."""
+        for peer in list(self._sending):
+            self._end(peer)
+
+    def disconnected(self, peer: str) -> None:
+        """Forget what was on its way to or from a peer: the rest will not come."""
+        self._end(peer)
+        receiving = self._receiving
+        if receiving is not None and receiving.leader == peer and not receiving.is_whole:
+            self._drop()
+
+    def index_for(self, peer: str) -> int | None:
+        """From where on a peer will need the log when its transfer is over."""
+        sending = self._sending.get(peer)
+        return None if sending is None or sending.copy is None else sending.copy.index
+
+    # The leader's side
+
+    def offer(self, peer: str) -> None:
+        """Begin a transfer, unless one is on its way."""
+        if peer in self._sending:
+            return
+        # Numbers of different terms and leaders must differ for the follower.
+        self._number += 1
+        sending = self._sending[peer] = _Sending(self._number, self._host.time())
+        self._store.copy(lambda copy: self._copied(peer, sending, copy))
+
+    def _copied(self, peer: str, sending: _Sending, copy: Copy | StorageError) -> None:
+        if isinstance(copy, StorageError):
+            _log.error("no copy of the checkpoint could be made for %s: %s", peer, copy)
+            self._end(peer)
+            return
+        if self._sending.get(peer) is not sending:
+            copy.release()
+            return
+        sending.copy = copy
+        self._send_offer(peer, sending, copy)
+
+    def _send_offer(self, peer: str, sending: _Sending, copy: Copy) -> None:
+        sending.moved_s = sending.sent_s = self._host.time()
+        term = self._owner.member.term
+        offer = Offer(term, sending.number, copy.index, copy.term, copy.size_bytes, copy.digest)
+        self._owner.member.send(peer, offer)
+
+    def wanted(self, peer: str, message: ChunkWritten) -> None:
+        """Send on, as the follower has written this much."""
+        sending = self._sending.get(peer)
+        if sending is None or sending.number != message.transfer or sending.copy is None:
+            return
+        if message.offset > sending.read_offset:
+            return
+        sending.written_offset = max(sending.written_offset, message.offset)
+        sending.moved_s = sending.sent_s = self._host.time()
+        self._send_on(peer, sending, sending.copy)
+
+    def _send_on(self, peer: str, sending: _Sending, copy: Copy) -> None:
+        window = self._settings.chunks_in_flight * self._settings.chunk_bytes
+        while (
+            sending.read_offset < copy.size_bytes
+            and sending.read_offset - sending.written_offset < window
+        ):
+            offset = sending.read_offset
+            size = min(self._settings.chunk_bytes, copy.size_bytes - offset)
+            sending.read_offset += size
+            copy.read(offset, size, partial(self._read, peer, sending, offset))
+
+    def _read(self, peer: str, sending: _Sending, offset: int, data: bytes | StorageError) -> None:
+        if self._sending.get(peer) is not sending:
+            return
+        if isinstance(data, StorageError):
+            _log.error("the copy of the checkpoint for %s could not be read: %s", peer, data)
+            self._end(peer)
+            return
+        self._owner.member.send(peer, Chunk(self._owner.member.term, sending.number, offset, data))
+
+    def installed(self, peer: str, message: Installed) -> None:
+        """End a transfer: the follower has the snapshot, or needs none."""
+        sending = self._sending.get(peer)
+        if sending is not None and sending.number == message.transfer:
+            self.sent += 1
+            self._end(peer)
+            progress = self._owner.member.replication.progress[peer]
+            progress.restart()
+            progress.next_index = max(progress.match_index, message.held_index) + 1
+            self._owner.member.replication.pump(self._owner.member.engine.commit_index)
+
+    def look(self) -> None:
+        """Send again what should have been answered by now; give up what does not move."""
+        now_s = self._host.time()
+        for peer, sending in list(self._sending.items()):
+            copy = sending.copy
+            if now_s - sending.moved_s > self._settings.transfer_timeout_ms / 1000:
+                self._end(peer)
+                self._owner.member.replication.progress[peer].restart()
+            elif copy is not None and now_s - sending.sent_s > _RESEND_S:
+                sending.sent_s = now_s
+                if sending.written_offset == 0:
+                    moved_s = sending.moved_s
+                    self._send_offer(peer, sending, copy)
+                    sending.moved_s = moved_s
+                sending.read_offset = sending.written_offset
+                self._send_on(peer, sending, copy)
+
+    def _end(self, peer: str) -> None:
+        sending = self._sending.pop(peer, None)
+        if sending is not None and sending.copy is not None:
+            sending.copy.release()
+
+    # The follower's side
+
+    def offered(self, leader: str, offer: Offer) -> None:
+        """Take a snapshot if it is ahead of this node."""
+        member = self._owner.member
+        if offer.term < member.term or leader != member.leader or self._is_installing:
+            return
+        if offer.snapshot_index <= member.committed_index:
+            member.send(leader, Installed(member.term, offer.transfer, member.committed_index))
+            return
+        receiving = self._receiving
+        if receiving is not None and (receiving.leader, receiving.offer) == (leader, offer):
+            written_offset = receiving.written_offset
+            member.send(leader, ChunkWritten(member.term, offer.transfer, written_offset))
+            return
+        self._drop()
+        arrival = self._store.arrive(offer.size_bytes)
+        self._receiving = _Receiving(leader, offer, arrival)
+        member.send(leader, ChunkWritten(member.term, offer.transfer, 0))
+
+    def received(self, leader: str, chunk: Chunk) -> None:
+        """Keep a chunk that is the next of the transfer."""
+        receiving = self._receiving
+        if (
+            receiving is None
+            or receiving.leader != leader
+            or receiving.offer.transfer != chunk.transfer
+            or receiving.offset != chunk.offset
+            or receiving.offset + len(chunk.data) > receiving.offer.size_bytes
+        ):
+            return
+        receiving.offset += len(chunk.data)
+        offset = receiving.offset
+        receiving.arrival.write(
+            chunk.offset, chunk.data, lambda error: self._kept(receiving, offset, error)
+        )
+
+    def _kept(self, receiving: _Receiving, offset: int, error: StorageError | None) -> None:
+        if self._receiving is not receiving:
+            return
+        if error is not None:
+            self._owner.on_failure(error)
+            return
+        receiving.written_offset = offset
+        member, offer = self._owner.member, receiving.offer
+        if offset < offer.size_bytes:
+            member.send(receiving.leader, ChunkWritten(member.term, offer.transfer, offset))
+        elif not receiving.is_whole:
+            receiving.is_whole = True
+            receiving.arrival.verify(offer.digest, lambda found: self._verified(receiving, found))
+
+    def _verified(
+        self, receiving: _Receiving, found: tuple[StateMachine, int, int] | StorageError
+    ) -> None:
+        if self._receiving is not receiving:
+            return
+        member, offer = self._owner.member, receiving.offer
+        if isinstance(found, StorageError):
+            _log.error("a snapshot of %s is damaged: %s", receiving.leader, found)
+            self._refuse(receiving)
+            return
+        machine, index, term = found
+        if (index, term) != (
+            offer.snapshot_index,
+            offer.snapshot_term,
+        ) or index <= member.committed_index:
+            self._refuse(receiving)
+            return
+        # From here on it will be installed: nothing may be applied or written meanwhile.
+        self._is_installing = True
+        self._owner.pause_for_install()
+        receiving.arrival.install(lambda error: self._install(receiving, machine, error))
+
+    def _install(
+        self, receiving: _Receiving, machine: StateMachine, error: StorageError | None
+    ) -> None:
+        self._is_installing = False
+        self._receiving = None
+        if error is not None:
+            self._owner.on_failure(error)
+            return
+        offer, member = receiving.offer, self._owner.member
+        self._owner.install(machine, offer.snapshot_index, offer.snapshot_term)
+        self.installs += 1
+        if member.leader == receiving.leader:
+            member.send(
+                receiving.leader, Installed(member.term, offer.transfer, offer.snapshot_index)
+            )
+
+    def _refuse(self, receiving: _Receiving) -> None:
+        """End a transfer without its snapshot; the leader may begin another."""
+        member = self._owner.member
+        self._drop()
+        answer = Installed(member.term, receiving.offer.transfer, member.committed_index)
+        member.send(receiving.leader, answer)
+
+    def _drop(self) -> None:
+        if self._receiving is not None:
+            self._receiving.arrival.discard()
+            self._receiving = None
