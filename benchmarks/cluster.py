@@ -25,24 +25,23 @@ NAMES = ("node-1", "node-2", "node-3")
 class Child:
     """A node in its process."""
 
-    def __init__(self, name: str, directory: Path, peers: dict[str, int], profile: bool) -> None:
+    def __init__(self, name: str, directory: Path, peers: dict[str, int], *, profile: bool) -> None:
         self.name = name
         arguments = {"name": name, "directory": str(directory), "peers": peers}
         command = [sys.executable, "-m", "benchmarks.cluster_node", json.dumps(arguments)]
         if profile:
             command[1:1] = ["-m", "cProfile", "-o", str(directory.parent / f"{name}.prof")]
-        self._process = subprocess.Popen(
+        self._process = subprocess.Popen(  # noqa: S603 - our own command
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def ask(self, do: str, **fields: Any) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"do": do, **fields}) + "\n")
-        self._process.stdin.flush()
+    def ask(self, do: str, **fields: float | str) -> None:
+        if self._process.stdin is not None:
+            self._process.stdin.write(json.dumps({"do": do, **fields}) + "\n")
+            self._process.stdin.flush()
 
     def answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        line = self._process.stdout.readline() if self._process.stdout is not None else ""
         if not line:
             raise SystemExit(f"{self.name} has ended")
         found: dict[str, Any] = json.loads(line)
@@ -91,7 +90,7 @@ class Trio:
 
     def __init__(self, directory: Path, *, profile: bool) -> None:
         ports = dict(zip(NAMES, free_ports(len(NAMES)), strict=True))
-        self.children = [Child(name, directory / name, ports, profile) for name in NAMES]
+        self.children = [Child(name, directory / name, ports, profile=profile) for name in NAMES]
         self.leader, self.followers = self.find()
 
     def find(self) -> tuple[Child, list[Child]]:

@@ -96,7 +96,7 @@ class Load:
         done = len(self.latencies_s)
         self.is_running = False
         idle = 0 if self._idle is None else len(self._idle)
-        while self.ended + idle < count:
+        while self.ended + idle < count:  # noqa: ASYNC110 - they answer within moments
             await asyncio.sleep(0.01)
         del self.latencies_s[done:]
         return took_s

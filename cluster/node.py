@@ -90,6 +90,8 @@ class Node:
         self._transport: Transport | None = None
         self._directory: OsDirectory | None = None
         self._loop: asyncio.AbstractEventLoop
+        self._submit: Callable[..., None] | None = None  # the queue's: one call less for each
+        self._timeout_s = settings.timeout_ms / 1000
         self._failed: asyncio.Future[Exception] | None = None
         self._stop_task: asyncio.Task[None] | None = None
 
@@ -111,7 +113,7 @@ class Node:
         """Recover what the disk holds, and begin to take part.
 
         Raises `StorageError` or `MisalignedError` if the disk does not hold a whole node,
-        `TransportError` if it cannot listen. Nothing is left open then.
+        `NetworkError` if it cannot listen. Nothing is left open then.
         """
         if self._failed is not None:
             raise RuntimeError("a node is started once")
@@ -161,6 +163,7 @@ class Node:
             replica.checkpoints.on_written = gc.freeze
         if self._transport is not None:
             await self._transport.start()
+        self._submit = replica.queue.submit
         replica.start()
 
     def _recover(self) -> "_Found":
@@ -299,12 +302,12 @@ class Node:
         `weight` is how many operations are in it. `is_ending` says that it ends an activity or is
         a sign of life: such are admitted when others are refused as `overloaded`.
         """
-        replica = self._replica
-        if replica is None:
+        submit = self._submit
+        if submit is None:
             callback(Stopping(was_sent=False, reason="it was not started"))
             return
-        timeout_s = (timeout_ms or self.settings.timeout_ms) / 1000
-        replica.submit(encoded, callback, timeout_s, weight=weight, is_ending=is_ending)
+        timeout_s = self._timeout_s if timeout_ms is None else timeout_ms / 1000
+        submit(encoded, callback, timeout_s, weight=weight, is_ending=is_ending)
 
     async def read(self, *, timeout_ms: int | None = None) -> None:
         """Wait until all that was acknowledged before, by any node, is applied here.
@@ -312,7 +315,7 @@ class Node:
         What is then read from `machine` is linearizable. Raises `OperationError`.
         """
         future: asyncio.Future[Result] = self._loop.create_future()
-        timeout_s = (timeout_ms or self.settings.timeout_ms) / 1000
+        timeout_s = self._timeout_s if timeout_ms is None else timeout_ms / 1000
         self.replica.queue.read(partial(_set_once, future), timeout_s)
         result = await future
         if isinstance(result, Failure):

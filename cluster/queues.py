@@ -77,6 +77,9 @@ class Sender(Protocol):
     def propose(self, batch: Batch, stream: int, position: int) -> bool:
         """Send a batch to the leader, as the one at `position` of `stream`. False: not now."""
 
+    def hurry(self) -> None:
+        """Let what was proposed leave now."""
+
     def leading_operations(self) -> list[bytes]:
         """What the node itself puts at the beginning of a batch: the time, if it leads."""
 
@@ -104,6 +107,7 @@ class DoubleQueue:
         self._prefix = encode_batch(proposer, incarnation, 0, 0, [])[:-3]
         self._intake: deque[Waiting] = deque()
         self._intake_bytes = 0
+        self._intake_weight = 0
         self._confirm: dict[int, Batch] = {}  # by sequence, oldest first
         self._uncommitted = 0  # of those in confirm
         self._sequence = 0
@@ -158,7 +162,9 @@ class DoubleQueue:
         deadline_s = now_s + timeout_s
         self._intake.append(Waiting(encoded, callback, now_s, deadline_s, weight))
         self._intake_bytes += size_bytes
-        self._earliest_s = min(self._earliest_s, deadline_s)
+        self._intake_weight += weight
+        if deadline_s < self._earliest_s:  # noqa: PLR1730 - for every operation, and quicker
+            self._earliest_s = deadline_s
         if not self._pump_is_due:
             self._pump_is_due = True
             self._host.call_soon(self._pump_turn)
@@ -204,7 +210,7 @@ class DoubleQueue:
         """Answer all that is in, and take nothing in any more."""
         self.stop(reason)
         intake, self._intake = self._intake, deque()
-        self._intake_bytes = 0
+        self._intake_bytes = self._intake_weight = 0
         for waiting in intake:
             _answer(waiting, Stopping(was_sent=False, reason=reason))
         confirm, self._confirm = self._confirm, {}
@@ -234,6 +240,7 @@ class DoubleQueue:
     def _pump_turn(self) -> None:
         self._pump_is_due = False
         self.pump()
+        self._sender.hurry()
 
     def pump(self) -> None:
         """Send what may be sent."""
@@ -310,9 +317,16 @@ class DoubleQueue:
         room -= len(operations)
         room_bytes = limits.batch_bytes - ENVELOPE_BYTES - sum(map(len, operations))
         intake = self._intake
-        add, take = operations.append, waiting.append
-        size_bytes = 0
         count = len(intake)
+        if self._intake_weight <= room and self._intake_bytes <= room_bytes:
+            operations.extend([one.encoded for one in intake])
+            waiting.extend(intake)
+            intake.clear()
+            self._intake_bytes = self._intake_weight = 0
+            self._taken += count
+            return self._batch(operations, waiting)
+        add, take = operations.append, waiting.append
+        size_bytes = weight = 0
         while intake:
             first = intake[0]
             room -= first.weight
@@ -321,9 +335,11 @@ class DoubleQueue:
                 size_bytes -= len(first.encoded)
                 break
             intake.popleft()
+            weight += first.weight
             add(first.encoded)
             take(first)
         self._intake_bytes -= size_bytes
+        self._intake_weight -= weight
         self._taken += count - len(intake)
         return self._batch(operations, waiting)
 
@@ -401,6 +417,7 @@ class DoubleQueue:
             for waiting in self._intake:
                 if waiting.deadline_s <= now_s:
                     self._intake_bytes -= len(waiting.encoded)
+                    self._intake_weight -= waiting.weight
                     self._taken += 1
                     late.append((waiting, False))
                 else:

@@ -169,18 +169,6 @@ class Replica:
         self.snapshots.stop()
         self.queue.fail(reason)
 
-    def submit(
-        self,
-        encoded: bytes,
-        callback: Callback,
-        timeout_s: float,
-        *,
-        weight: int = 1,
-        is_ending: bool = False,
-    ) -> None:
-        """Have an encoded operation done; see `DoubleQueue.submit`."""
-        self.queue.submit(encoded, callback, timeout_s, weight=weight, is_ending=is_ending)
-
     @property
     def is_stopped(self) -> bool:
         """Whether it takes part no more."""
@@ -274,6 +262,10 @@ class Replica:
         if leader is None:
             return False
         return member.send(leader, Forward(member.term, stream, position, batch.command))
+
+    def hurry(self) -> None:
+        if not self._stopped:
+            self.member.hurry()
 
     def leading_operations(self) -> list[bytes]:
         if self.is_leader and self.clock.is_late:

@@ -17,7 +17,7 @@ import msgpack
 
 from state.errors import LimitExceeded, Malformed, Refused, UnsupportedVersion
 from state.limits import LIMIT_RANGES, PROPOSER_CHARS_MAX, SEQUENCE_MAX, Limits
-from state.operations import OPERATIONS, Operation, field_names
+from state.operations import OPERATIONS, Idempotent, Operation, Txn, field_names
 
 BATCH_VERSION = 1
 
@@ -80,6 +80,7 @@ def _readers() -> dict[type[Operation], Callable[[Operation], tuple[Any, ...]]]:
 
 
 _read_fields = _readers()
+_NESTING = frozenset((Txn, Idempotent))  # with operations inside; all others are plain values
 
 
 def plain(operation: Operation) -> tuple[Any, ...]:
@@ -98,7 +99,10 @@ def _plain_value(value: Any) -> Any:  # noqa: ANN401 - any field of any operatio
 
 def encode(operation: Operation) -> bytes:
     """The bytes of one operation. Not for several threads at once."""
-    return _pack(plain(operation))
+    kind = type(operation)
+    if kind in _NESTING:
+        return _pack(plain(operation))
+    return _pack((operation.code, *_read_fields[kind](operation)))
 
 
 def encode_batch(

@@ -248,6 +248,11 @@ class Member:
             self._need_turn()
         return True
 
+    def hurry(self) -> None:
+        """Take the turn now, if something was proposed."""
+        if self._has_proposals and not self._is_in_turn:
+            self.turn()
+
     def rebase(self, index: int, term: int) -> None:
         """Let the checkpoint on disk stand for the log up to `index`.
 

@@ -27,6 +27,7 @@ class Progress:
         "match_index",
         "needs_snapshot",
         "next_index",
+        "probed_index",
         "sent_s",
     )
 
@@ -47,6 +48,7 @@ class Progress:
             self.next_index = self.match_index + 1
         self.is_probing = True
         self.needs_snapshot = False
+        self.probed_index = 0  # before the entries of the probe on its way
         self.commit_told = 0
         self.in_flight: deque[tuple[int, int]] = deque()  # last index and bytes of each message
         self.in_flight_bytes = 0
@@ -122,7 +124,8 @@ class Replication:
         progress = self.progress[peer]
         if progress.needs_snapshot or previous_index <= progress.match_index:
             return
-        if progress.is_probing and previous_index != progress.next_index - 1:
+        asked = (progress.next_index - 1, progress.probed_index)
+        if progress.is_probing and previous_index not in asked:
             return  # an answer to what was sent before the last restart
         progress.restart()
         progress.next_index = max(progress.match_index + 1, min(next_index, previous_index))
@@ -171,6 +174,7 @@ class Replication:
                 return
             entries = log.run_from(progress.next_index, self._message_bytes)
             payload = self._encode(progress.next_index - 1, entries)
+            progress.probed_index = progress.next_index - 1
             progress.next_index = entries[-1][1] + 1
             progress.in_flight.append((entries[-1][1], len(payload)))
             progress.in_flight_bytes += len(payload)

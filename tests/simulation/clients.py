@@ -52,7 +52,9 @@ class Client:
         self.cluster.asked += 1
         answered = self.guarded(then)
         host.run(
-            lambda: replica.submit(encode(operation), answered, TIMEOUT_S, is_ending=is_ending)
+            lambda: replica.queue.submit(
+                encode(operation), answered, TIMEOUT_S, is_ending=is_ending
+            )
         )
 
     def guarded(self, then: Callable[[Result], object]) -> Callable[[Result], None]:

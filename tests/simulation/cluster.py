@@ -229,7 +229,7 @@ class Cluster:
         node = next(iter(self.nodes.values()))
         assert node.replica is not None
         for operation in policies():
-            node.replica.submit(encode(operation), answers.append, SETTLE_S)
+            node.replica.queue.submit(encode(operation), answers.append, SETTLE_S)
         while len(answers) < len(policies()):
             self.run(0.1)
         if answers != [None] * len(answers):
