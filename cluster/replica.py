@@ -131,7 +131,7 @@ class Replica:
         )
         self.snapshots = Snapshots(self, store, host, settings.checkpoint)
         self.checkpoints = Checkpoints(
-            self, store, host, settings.checkpoint, self.snapshots.index_for
+            self, store, host, random, settings.checkpoint, self.snapshots.index_for
         )
         self._seen_index = self.member.committed_index  # committed entries that were looked at
         self._seen_index = max(self._seen_index, self.applied_index)
@@ -320,6 +320,8 @@ class Replica:
                 raise MalformedMessageError(f"{type(message).__name__} is not handled")
 
     def on_failure(self, error: Exception) -> None:
+        if self._stopped:
+            return  # of what was still on its way
         self.stop(f"it failed: {error}")
         self._listener.on_failure(error)
 
@@ -390,6 +392,7 @@ class Replica:
         if self.applied_index < member.committed_index:
             self._schedule_apply()
         queue.pump()
+        self.hurry()
 
     def _look_ready(self) -> None:
         """Begin to send batches, if this node is ready for the first time in this term."""

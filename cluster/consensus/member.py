@@ -160,6 +160,7 @@ class Member:
         self._turn_is_due = False
         self._is_in_turn = False
         self._has_proposals = False
+        self._needs_tick = True  # whether a leader's tick would do something
         self._ticked_s = host.time()
         self._known: tuple[Role, int, str | None] = (Role.FOLLOWER, self.engine.term, None)
         self._heartbeat_timer: Timer | None = None
@@ -168,6 +169,7 @@ class Member:
         # What this follower has verified of its leader's log: (leader, term, index).
         self._verified: tuple[str, int, int] | None = None
         self._acked_index = 0
+        self._acked_s = float("-inf")
         self._credited: dict[str, int] = {}  # of this term, as a leader
         self._handlers: dict[type[Message], Callable[..., None]] = {
             Append: self._follow,
@@ -243,7 +245,7 @@ class Member:
         if self.engine.role is not Role.LEADER:
             return False
         self.engine.propose(command)
-        self._has_proposals = True
+        self._has_proposals = self._needs_tick = True
         if not self._is_in_turn:
             self._need_turn()
         return True
@@ -304,8 +306,7 @@ class Member:
         self.counters.turns += 1
         self._is_in_turn = True
         try:
-            if self.engine.role is Role.LEADER:
-                self._has_proposals = False
+            if self.engine.role is Role.LEADER and self._needs_tick:
                 self._tick()
             self._tell_leader()
             has_more = self._advance()
@@ -320,6 +321,8 @@ class Member:
             self._release()
             if has_more:
                 self._observer.on_turn_taken()
+            if self.engine.role is Role.LEADER:
+                self.replication.tell_commit_soon()
         except Exception as error:  # noqa: BLE001 - nothing is certain after it, so nothing goes on
             self._fail(error)
         finally:
@@ -332,6 +335,7 @@ class Member:
             for peer in self.others:
                 self._credit(peer)
         self._ticked_s = now_s
+        self._needs_tick = self._has_proposals = False
         self.engine.tick()
 
     def _tell_leader(self) -> None:
@@ -368,6 +372,7 @@ class Member:
         self._heartbeat_timer = None
         if self._stopped:
             return
+        self._needs_tick = True
         self.turn()  # also the check of the quorum
         if self.engine.role is Role.LEADER:
             self.replication.heartbeat(self.engine.commit_index, self._heartbeat_s / 2)
@@ -414,6 +419,7 @@ class Member:
             index = min(index, self.log.durable_index)
         if index > self._acked_index or is_due:
             self._acked_index = index
+            self._acked_s = self._host.time()
             self.send(leader, Appended(term, index))
 
     def _send_vote_request(self, peer: str, term: int, last_index: int, last_term: int) -> None:
@@ -489,11 +495,12 @@ class Member:
             engine.append(leader, message.term, previous, new, commit_index)
         if self._verified is None or self._verified[:2] != (leader, message.term):
             self._acked_index = 0
+            self._acked_s = float("-inf")
             self._verified = (leader, message.term, verified_index)
         else:
             verified_index = max(verified_index, self._verified[2])
             self._verified = (leader, message.term, verified_index)
-        if not entries:
+        if not entries and self._host.time() - self._acked_s >= self._heartbeat_s / 2:
             self._acknowledge(is_due=True)  # a sign of life, however slow the disk is
 
     @property
@@ -529,6 +536,8 @@ class Member:
             match_index = min(match_index, self.log.durable_index)
         self._credited[follower] = match_index
         self.engine.credit(follower, match_index)
+        if match_index > self.engine.commit_index:
+            self._needs_tick = True
 
     def _conflict(self, follower: str, message: Conflict) -> None:
         if message.term > self.engine.term:

@@ -140,10 +140,16 @@ class Replication:
         for peer, progress in self.progress.items():
             if progress.is_connected:
                 self._pump(peer, progress)
-                if progress.commit_told < commit_index and not self._commit_turn_is_due:
-                    # An entry that follows at once will carry it.
-                    self._commit_turn_is_due = True
-                    self._host.call_soon(self._commit_turn)
+
+    def tell_commit_soon(self) -> None:
+        """Tell the commit index after what is due now, unless entries have carried it by then."""
+        if self._commit_turn_is_due:
+            return
+        for progress in self.progress.values():
+            if progress.is_connected and progress.commit_told < self._commit_index:
+                self._commit_turn_is_due = True
+                self._host.call_soon(self._commit_turn)
+                return
 
     def heartbeat(self, commit_index: int, quiet_s: float) -> None:
         """Send a sign of life to whom nothing was sent for `quiet_s`."""
