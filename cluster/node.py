@@ -453,6 +453,9 @@ class _NoNetwork:
     def send(self, _peer: str, _payload: bytes) -> bool:
         return False
 
+    def is_connected(self, _peer: str) -> bool:
+        return False
+
 
 def _set_once(future: "asyncio.Future[Any]", result: object) -> None:
     if not future.done():

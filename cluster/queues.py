@@ -74,6 +74,12 @@ class Batch:
 class Sender(Protocol):
     """Where batches go."""
 
+    def is_open(self) -> bool:
+        """Whether there is a leader to send batches to.
+
+        Until then operations stay in the intake: whose deadline passes there was not done.
+        """
+
     def propose(self, batch: Batch, stream: int, position: int) -> bool:
         """Send a batch to the leader, as the one at `position` of `stream`. False: not now."""
 
@@ -274,7 +280,9 @@ class DoubleQueue:
             self._is_flowing = False
 
     def _flow(self) -> None:
-        """Begin a stream with what is unanswered, oldest first."""
+        """Begin a stream with what is unanswered, oldest first, if there is where to."""
+        if not self._sender.is_open():
+            return
         self._stream += 1
         self._position = 0
         self._is_flowing = True

@@ -252,12 +252,20 @@ class Replica:
 
     # For the queue: its sender
 
-    def propose(self, batch: Batch, stream: int, position: int) -> bool:
+    def is_open(self) -> bool:
+        member = self.member
         if not self._is_admitting or not self.is_ready or self._stopped:
             return False
-        member = self.member
         if member.is_leader:
-            return self.is_leader and member.propose(batch.command)
+            return self.is_leader
+        return member.leader is not None and self._network.is_connected(member.leader)
+
+    def propose(self, batch: Batch, stream: int, position: int) -> bool:
+        member = self.member
+        if not self.is_open():
+            return False
+        if member.is_leader:
+            return member.propose(batch.command)
         leader = member.leader
         if leader is None:
             return False

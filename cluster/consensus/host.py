@@ -30,6 +30,9 @@ class Network(Protocol):
     def send(self, peer: str, payload: bytes) -> bool:
         """Send, or say that it did not go out. Never blocks."""
 
+    def is_connected(self, peer: str) -> bool:
+        """Whether sending may work."""
+
 
 # Writes records in order and says when they are durable, or that the disk failed.
 Write = Callable[[list[Record], Callable[[StorageError | None], None]], None]

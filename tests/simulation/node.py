@@ -193,6 +193,9 @@ class SimNode:
     def send(self, peer: str, payload: bytes) -> bool:
         return self.network.send(self.name, peer, payload)
 
+    def is_connected(self, peer: str) -> bool:
+        return (self.name, peer) in self.network.current
+
     def on_connected(self, peer: str) -> None:
         self._run(lambda replica: replica.connected(peer))
 

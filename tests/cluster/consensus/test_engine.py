@@ -1,0 +1,79 @@
+"""What is relied on inside PySyncObj, and that none of it unpickles."""
+
+import hashlib
+import inspect
+import pickle
+
+import pysyncobj.pickle
+import pytest
+from pysyncobj import syncobj
+
+from cluster.consensus import engine
+from cluster.consensus.engine import (
+    LIBRARY_SHA256,
+    LIBRARY_VERSION,
+    WrongLibraryError,
+    check_command,
+    check_library,
+)
+from cluster.consensus.log import NO_OP
+from state import encode, encode_batch
+from state.operations import Barrier
+from tests.simulation.cluster import simulate
+
+# Overridden or used under the names that Python gives private ones.
+PRIVATE_METHODS = (
+    "_SyncObj__connectedToAnyone",
+    "_SyncObj__generateRaftTimeout",
+    "_SyncObj__applyLogEntries",
+    "_SyncObj__tryLogCompaction",
+    "_SyncObj__sendAppendEntries",
+)
+
+
+def test_the_library_is_the_one_that_is_known() -> None:
+    check_library()
+    source = inspect.getsource(syncobj)
+    assert syncobj.VERSION == LIBRARY_VERSION
+    assert hashlib.sha256(source.encode()).hexdigest() == LIBRARY_SHA256
+
+
+def test_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(syncobj, "VERSION", "0.3.18")
+    with pytest.raises(WrongLibraryError, match=r"0\.3\.17 is needed, but this is 0\.3\.18"):
+        check_library()
+
+
+def test_another_source_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "LIBRARY_SHA256", "0" * 64)
+    with pytest.raises(WrongLibraryError, match="its source hashes to"):
+        check_library()
+
+
+@pytest.mark.parametrize("name", PRIVATE_METHODS)
+def test_what_is_replaced_exists_and_is_called_by_the_library(name: str) -> None:
+    assert callable(getattr(syncobj.SyncObj, name))
+    assert name in vars(engine._Raft)  # noqa: SLF001
+    called = "self." + name.removeprefix("_SyncObj")
+    assert called in inspect.getsource(syncobj)
+
+
+def test_batches_are_carried_unseen() -> None:
+    assert check_command(encode_batch("a", 1, 0, 0, [encode(Barrier())]))
+    assert check_command(NO_OP)
+    for first in range(engine.FIRST_BYTE_MIN):
+        assert not check_command(bytes((first, 1)))
+
+
+def test_nothing_is_ever_unpickled(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("unpickled")
+
+    for module in (pickle, pysyncobj.pickle, pysyncobj.pickle.pickle):
+        for name in ("loads", "load", "dumps", "dump"):
+            monkeypatch.setattr(module, name, refuse)
+    # Elections, batches, power cuts, checkpoints and snapshots: seed 24 has them all.
+    outcome = simulate(24)
+    assert outcome.acknowledged
+    assert outcome.checkpoints
+    assert outcome.installs

@@ -1,0 +1,298 @@
+"""The double queue by itself: what becomes a batch when, and who is answered what."""
+
+from functools import partial
+
+from cluster.failures import Overloaded, Stopping, TimedOut, TooLarge
+from cluster.queues import Batch, DoubleQueue, QueueSettings
+from state import Applied, Failure, Result, StateMachine, encode
+from state.codec import decode_header, decode_operations
+from state.operations import Append, Barrier, New
+from tests.simulation.world import VirtualHost, World
+
+
+class Bench:
+    """A queue whose batches a test commits and applies by hand."""
+
+    def __init__(self, settings: QueueSettings | None = None) -> None:
+        self.world = World(1)
+        self.host = VirtualHost(self.world)
+        self.has_leader = True
+        self.leading: list[bytes] = []
+        self.sent: list[tuple[Batch, int, int]] = []
+        self.answers: dict[int, Result] = {}
+        self.machine = StateMachine()
+        self.index = 1
+        self.queue = DoubleQueue("a", 7, self.host, self, settings or QueueSettings())
+
+    def propose(self, batch: Batch, stream: int, position: int) -> bool:
+        if self.has_leader:
+            self.sent.append((batch, stream, position))
+        return self.has_leader
+
+    def is_open(self) -> bool:
+        return self.has_leader
+
+    def hurry(self) -> None:
+        pass
+
+    def leading_operations(self) -> list[bytes]:
+        taken, self.leading = self.leading, []
+        return taken
+
+    def run(self, seconds: float = 0.0) -> None:
+        until_s = self.world.now_s + seconds
+        while self.world.step(until_s):
+            pass
+
+    def submit(self, *numbers: int, timeout_s: float = 10.0, is_ending: bool = False) -> None:
+        for number in numbers:
+            encoded = encode(New(1, b"%d" % number))
+            answer = partial(self.answer, number)
+            self.queue.submit(encoded, answer, timeout_s, is_ending=is_ending)
+
+    def answer(self, number: int, result: Result) -> None:
+        assert number not in self.answers, "answered twice"
+        self.answers[number] = result
+
+    def apply(self, batch: Batch) -> Applied:
+        self.index += 1
+        applied = self.machine.apply(self.index, batch.command)
+        self.queue.applied(batch, applied)
+        self.queue.pump()
+        self.run()
+        return applied
+
+    @property
+    def sizes(self) -> list[int]:
+        return [decode_header(batch.command).operation_count for batch, _, _ in self.sent]
+
+
+def failure(result: Result) -> Failure:
+    assert isinstance(result, Failure)
+    return result
+
+
+def test_a_lone_operation_leaves_at_the_end_of_the_turn() -> None:
+    bench = Bench()
+    bench.submit(1)
+    assert bench.sent == []
+    bench.run()
+    assert bench.sizes == [1]
+
+
+def test_what_gathers_meanwhile_is_the_next_batch() -> None:
+    bench = Bench()
+    bench.submit(1)
+    bench.run()
+    bench.submit(2, 3, 4)
+    bench.run()
+    assert bench.sizes == [1]
+    bench.queue.committed(bench.sent[0][0])
+    bench.queue.pump()
+    assert bench.sizes == [1, 3], "it leaves when the one before is committed, not yet applied"
+    assert bench.answers == {}
+
+
+def test_many_waiting_operations_make_several_batches() -> None:
+    settings = QueueSettings(pipelined_batches=3, pipeline_from_operations=4, batch_operations=5)
+    bench = Bench(settings)
+    bench.submit(*range(30))
+    bench.run()
+    assert bench.sizes == [5, 5, 5]
+
+
+def test_callers_get_the_results_of_their_operations() -> None:
+    bench = Bench()
+    bench.submit(5, 6)
+    bench.run()
+    applied = bench.apply(bench.sent[0][0])
+    assert bench.answers == {5: applied.results[0], 6: applied.results[1]}
+    bench.queue.applied(bench.sent[0][0], applied)
+    assert len(bench.answers) == 2, "a batch that comes again answers nobody"
+
+
+def test_a_batch_keeps_its_bytes_and_place_until_it_is_answered() -> None:
+    bench = Bench(QueueSettings(pipeline_from_operations=1, batch_operations=1))
+    bench.submit(1, 2)
+    bench.run()
+    first = [(batch.sequence, batch.command) for batch, _, _ in bench.sent]
+    bench.queue.restart()
+    again = bench.sent[2:]
+    assert [(batch.sequence, batch.command) for batch, _, _ in again] == first
+    assert [(stream, position) for _, stream, position in again] == [(2, 0), (2, 1)]
+
+
+def test_nothing_overtakes_a_batch_that_could_not_be_sent() -> None:
+    bench = Bench(QueueSettings(pipeline_from_operations=1, batch_operations=1))
+    bench.has_leader = False
+    bench.submit(1, 2)
+    bench.run()
+    bench.has_leader = True
+    bench.submit(3)
+    bench.run()
+    assert [batch.sequence for batch, _, _ in bench.sent] == [0, 1, 2]
+
+
+def test_what_was_declined_begins_a_stream_again() -> None:
+    bench = Bench(QueueSettings(pipeline_from_operations=1, batch_operations=1))
+    bench.submit(1, 2)
+    bench.run()
+    bench.queue.declined(1, 0)
+    bench.queue.expire(is_lagging=False)
+    assert [(stream, position) for _, stream, position in bench.sent[2:]] == [(2, 0), (2, 1)]
+    bench.queue.declined(1, 1)
+    bench.queue.expire(is_lagging=False)
+    assert len(bench.sent) == 4, "a word about a stream that is over"
+
+
+def test_a_batch_without_an_answer_is_sent_again_unless_the_node_lags() -> None:
+    bench = Bench()
+    bench.submit(1)
+    bench.run(5)
+    bench.queue.expire(is_lagging=True)
+    assert len(bench.sent) == 1
+    bench.queue.expire(is_lagging=False)
+    assert len(bench.sent) == 2
+
+
+def test_deadlines_say_whether_the_operation_may_have_been_done() -> None:
+    bench = Bench()
+    bench.submit(1, timeout_s=1.0)
+    bench.run()
+    bench.submit(2, timeout_s=1.0)
+    bench.submit(3, timeout_s=60.0)
+    bench.run(2)
+    bench.queue.expire(is_lagging=False)
+    assert failure(bench.answers[1]) == TimedOut(was_sent=True, waited_ms=2000)
+    assert failure(bench.answers[2]) == TimedOut(was_sent=False, waited_ms=2000)
+    assert failure(bench.answers[1]).outcome == "unknown"
+    assert failure(bench.answers[2]).outcome == "not_applied"
+    bench.apply(bench.sent[0][0])
+    assert bench.sizes[-1] == 1, "what was answered is not sent any more"
+    bench.apply(bench.sent[-1][0])
+    assert 3 in bench.answers
+
+
+def test_beyond_its_bounds_the_intake_refuses_but_what_ends_sessions() -> None:
+    bench = Bench(QueueSettings(intake_operations=2, ending_reserve=2))
+    bench.has_leader = False
+    bench.submit(1, 2, 3)
+    assert failure(bench.answers[3]) == Overloaded(200)
+    bench.submit(4, 5, is_ending=True)
+    assert 4 not in bench.answers
+    bench.submit(6, is_ending=True)
+    assert failure(bench.answers[6]).code == "overloaded"
+
+
+def test_bytes_are_bounded_too() -> None:
+    bench = Bench(QueueSettings(intake_bytes=1000))
+    answers: list[Result] = []
+    bench.queue.submit(bytes(999), answers.append, 1.0)
+    bench.queue.submit(bytes(2), answers.append, 1.0)
+    assert [failure(one).code for one in answers] == ["overloaded"]
+    bench.queue.submit(bytes(5 << 20), answers.append, 1.0)
+    assert isinstance(answers[1], TooLarge)
+
+
+def test_a_batch_is_bounded_by_the_weight_of_what_is_inside() -> None:
+    bench = Bench(QueueSettings(batch_operations=10, pipeline_from_operations=2))
+    for _ in range(4):
+        bench.queue.submit(encode(Barrier()), lambda _: None, 1.0, weight=6)
+    bench.run()
+    assert bench.sizes == [1, 1, 1]
+
+
+def test_what_the_node_has_to_say_comes_first() -> None:
+    bench = Bench()
+    bench.leading = [encode(Barrier())]
+    bench.submit(1)
+    bench.run()
+    (batch, _, _) = bench.sent[0]
+    assert [one[0] for one in decode_operations(batch.command)] == [Barrier.code, New.code]
+    bench.apply(batch)
+    assert 1 in bench.answers
+
+
+def test_reads_share_a_barrier_while_it_waits() -> None:
+    bench = Bench()
+    bench.submit(1)
+    bench.run()
+    read: list[Result] = []
+    for _ in range(3):
+        bench.queue.read(read.append, 5.0)
+    bench.apply(bench.sent[0][0])
+    assert bench.sizes == [1, 1]
+    bench.queue.read(read.append, 5.0)
+    bench.apply(bench.sent[1][0])
+    assert len(read) == 3, "the last came after the barrier had left"
+    assert bench.sizes == [1, 1, 1]
+    bench.apply(bench.sent[2][0])
+    assert len(read) == 4
+
+
+def test_a_reader_with_more_time_outlives_the_barrier_it_shared() -> None:
+    bench = Bench()
+    bench.has_leader = False
+    read: list[Result] = []
+    bench.queue.read(read.append, 1.0)
+    bench.queue.read(read.append, 10.0)
+    bench.run(2)
+    bench.queue.expire(is_lagging=False)
+    assert read == [TimedOut(was_sent=False, waited_ms=2000)]
+    bench.has_leader = True
+    bench.queue.restart()
+    bench.run()
+    for batch, _, _ in list(bench.sent):
+        bench.apply(batch)
+    assert len(read) == 2
+    assert not isinstance(read[1], Failure)
+
+
+def test_stopping_answers_what_is_in_and_takes_no_more() -> None:
+    bench = Bench()
+    bench.submit(1)
+    bench.run()
+    bench.submit(2)
+    bench.queue.stop("enough")
+    bench.submit(3)
+    bench.queue.fail("enough")
+    assert bench.answers == {
+        1: Stopping(was_sent=True, reason="enough"),
+        2: Stopping(was_sent=False, reason="enough"),
+        3: Stopping(was_sent=False, reason="enough"),
+    }
+    assert bench.queue.is_empty
+
+
+def test_a_caller_that_raises_takes_nothing_from_the_others() -> None:
+    bench = Bench()
+
+    def refuse(_: Result) -> None:
+        raise RuntimeError("mine")
+
+    bench.queue.submit(encode(New(1)), refuse, 1.0)
+    bench.submit(2)
+    bench.run()
+    bench.apply(bench.sent[0][0])
+    assert 2 in bench.answers
+
+
+def test_a_batch_that_is_refused_as_a_whole_answers_all() -> None:
+    bench = Bench()
+    bench.submit(1, 2)
+    bench.run()
+    batch = bench.sent[0][0]
+    refused = bench.machine.apply(2, b"nonsense")
+    bench.queue.applied(batch, refused)
+    assert failure(bench.answers[1]).code == failure(bench.answers[2]).code == "malformed"
+
+
+def test_its_own_batches_are_recognised() -> None:
+    bench = Bench()
+    bench.submit(1)
+    bench.run()
+    batch = bench.sent[0][0]
+    assert bench.queue.find(bytes(batch.command)) is batch
+    other = DoubleQueue("a", 8, bench.host, bench, QueueSettings())
+    assert other.find(batch.command) is None
+    assert bench.queue.find(encode(Append(1, 1, b""))) is None

@@ -1,0 +1,57 @@
+"""What a crash may leave of the journal and the checkpoint, and what it may not."""
+
+import pytest
+
+from cluster.consensus.log import Recovered
+from cluster.failures import MisalignedError
+from cluster.recovery import align
+from cluster.storage.records import Base
+
+
+def journal(base: tuple[int, int], *terms: int, commit: int | None = None) -> Recovered:
+    entries = [(b"\x96", index, term) for index, term in enumerate(terms, base[0] + 1)]
+    committed = base[0] if commit is None else commit
+    return Recovered(*base, entries, max((base[1], *terms)), None, committed)
+
+
+def test_a_new_node_has_neither() -> None:
+    assert align(Recovered(), None) == (Recovered(), ())
+
+
+def test_no_checkpoint_yet() -> None:
+    found = journal((1, 0), 1, 1)
+    assert align(found, None) == (found, ())
+
+
+@pytest.mark.parametrize("index", [5, 6, 7])
+def test_a_checkpoint_within_the_journal(index: int) -> None:
+    found = journal((5, 2), 2, 3)
+    assert align(found, (index, {5: 2, 6: 2, 7: 3}[index])) == (found, ())
+
+
+def test_a_snapshot_ahead_of_the_journal_that_had_not_been_told() -> None:
+    aligned, records = align(journal((5, 2), 2, 3), (20, 4))
+    assert (aligned.base_index, aligned.base_term, aligned.entries) == (20, 4, ())
+    assert (aligned.commit_index, aligned.term) == (20, 4)
+    assert records == (Base(20, 4),)
+
+
+def test_a_snapshot_over_a_tail_that_was_never_committed() -> None:
+    aligned, records = align(journal((5, 2), 2, 2, 2), (7, 3))
+    assert (aligned.base_index, aligned.entries) == (7, ())
+    assert records == (Base(7, 3),)
+
+
+def test_a_missing_checkpoint_is_refused() -> None:
+    with pytest.raises(MisalignedError, match=r"after entry 5, and the checkpoint .* missing"):
+        align(journal((5, 2), 2), None)
+
+
+def test_an_old_checkpoint_is_refused() -> None:
+    with pytest.raises(MisalignedError, match="ends with entry 3, but the journal begins after 5"):
+        align(journal((5, 2), 2), (3, 1))
+
+
+def test_another_history_is_refused() -> None:
+    with pytest.raises(MisalignedError, match="entry 5 in term 3, the journal in 2"):
+        align(journal((5, 2), 2), (5, 3))
