@@ -24,11 +24,11 @@ class Clock:
         self._told_s = float("-inf")
 
     def start(self, replicated_ms: int) -> int:
-        """Begin to lead. Answers how far the time had stood still, in ms."""
+        """Begin to lead. Answers how long the time had stood still, in ms; 0 if it never began."""
         self._start_ms = max(replicated_ms, self._wall_ms())
         self._start_s = self._host.time()
         self._told_s = float("-inf")
-        return self._start_ms - replicated_ms
+        return self._start_ms - replicated_ms if replicated_ms else 0
 
     @property
     def now_ms(self) -> int:

@@ -388,6 +388,8 @@ class Member:
             return
         self.log.written()
         if self.engine.role is Role.LEADER:
+            if not self.others:
+                self._needs_tick = True  # nobody will acknowledge: this copy is the majority
             for peer in self.others:
                 if self.replication.progress[peer].match_index > self._credited.get(peer, 0):
                     self._credit(peer)

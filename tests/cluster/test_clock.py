@@ -19,6 +19,10 @@ def test_time_begins_with_the_wall_clock_and_goes_on_by_the_monotonic_one() -> N
     assert clock.now_ms == 52_000
 
 
+def test_the_first_leader_of_all_was_not_away() -> None:
+    assert Clock(VirtualHost(World(1)), Wall(50_000), 100).start(0) == 0
+
+
 def test_a_wall_clock_that_is_behind_does_not_turn_time_back() -> None:
     world = World(1)
     clock = Clock(VirtualHost(world), Wall(50_000), 100)

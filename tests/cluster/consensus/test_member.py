@@ -444,6 +444,11 @@ def test_a_single_node_leads_and_commits_what_is_on_its_disk() -> None:
     assert rig.committed == 0
     rig.sync()
     assert rig.committed == 2
+    rig.member.propose(batch(3))
+    rig.run()
+    assert rig.committed == 2
+    rig.sync()
+    assert rig.committed == 3
 
 
 # Nonsense

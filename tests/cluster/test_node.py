@@ -1,0 +1,298 @@
+"""Nodes on real loops, real disks and a real network."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from cluster import (
+    Address,
+    ClusterError,
+    MisalignedError,
+    Node,
+    NodeSettings,
+    OperationError,
+    Security,
+    SettingsError,
+)
+from cluster.checkpoints import CheckpointSettings
+from cluster.consensus.member import ConsensusSettings
+from cluster.replica import ReplicaSettings
+from cluster.storage.errors import DamagedError, LockedError, WrongIdentityError
+from cluster.storage.journal_files import JournalSettings
+from state import Acquired, Created, Phase
+from state.operations import Acquire, Append, New, Remove, SetPolicy, Store, Txn
+
+JOURNAL = JournalSettings(segment_bytes=64 * 1024)
+FAST = ReplicaSettings(
+    consensus=ConsensusSettings(
+        heartbeat_ms=50,
+        election_timeout_min_ms=300,
+        election_timeout_max_ms=600,
+        quorum_timeout_ms=600,
+    ),
+    checkpoint=CheckpointSettings(interval_ms=200, log_bytes=20_000),
+    lease_grace_ms=300,
+)
+SECRET = Security(secret=b"a secret of the tests")
+
+
+def alone(directory: Path) -> NodeSettings:
+    return NodeSettings(directory, journal=JOURNAL, replica=FAST, tunes_collector=False)
+
+
+def trio(directory: Path) -> list[NodeSettings]:
+    sockets = [socket.socket() for _ in range(3)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    peers = {f"node-{number}": Address(*one.getsockname()) for number, one in enumerate(sockets, 1)}
+    for one in sockets:
+        one.close()
+    return [
+        NodeSettings(
+            directory / name,
+            node_id=name,
+            bind=address,
+            peers=peers,
+            security=SECRET,
+            journal=JOURNAL,
+            replica=FAST,
+            stop_timeout_ms=3_000,
+            tunes_collector=False,
+        )
+        for name, address in peers.items()
+    ]
+
+
+@asynccontextmanager
+async def running(settings: list[NodeSettings]) -> AsyncIterator[list[Node]]:
+    nodes = [Node(one) for one in settings]
+    try:
+        await asyncio.gather(*(node.start() for node in nodes))
+        await asyncio.gather(*(node.wait_until_ready() for node in nodes))
+        yield nodes
+    finally:
+        await asyncio.gather(*(node.stop() for node in nodes))
+
+
+async def until(holds: Callable[[], bool], timeout_s: float = 15.0) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not holds():  # noqa: ASYNC110 - of a node in another task
+            await asyncio.sleep(0.01)
+
+
+# A cluster of one
+
+
+async def test_a_node_alone_is_a_durable_cluster(tmp_path: Path) -> None:
+    async with Node(alone(tmp_path)) as node:
+        await node.wait_until_ready()
+        created = await node.submit(New(7, b"order-1", b"ship it"))
+        assert isinstance(created, Created)
+        await node.submit(Append(created.session_id, created.epoch, b"!"))
+    async with Node(alone(tmp_path)) as node:
+        await node.wait_until_ready()
+        session = node.machine.session((7, b"order-1"))
+        assert session is not None
+        assert session.data == b"ship it!"
+
+
+async def test_what_was_answered_is_there_without_an_orderly_stop(tmp_path: Path) -> None:
+    settings = alone(tmp_path)
+    node = Node(settings)
+    await node.start()
+    await node.submit(New(7, b"a"))
+    # As a kill leaves it: no last checkpoint, no seal. The lock goes with the descriptors.
+    node.replica.stop()
+    await node.stop()
+    assert not (tmp_path / "state.db").exists()
+    async with Node(settings) as again:
+        await again.wait_until_ready()
+        assert again.machine.session((7, b"a")) is not None
+
+
+async def test_a_checkpoint_is_written_and_the_log_is_cut(tmp_path: Path) -> None:
+    async with Node(alone(tmp_path)) as node:
+        for number in range(200):
+            await node.submit(New(7, b"%d" % number, bytes(400)))
+        await until(lambda: node.status().checkpoint_index >= 200)
+        await until(lambda: node.replica.member.log.base_index >= 200)
+        assert node.status().sessions == 200
+    async with Node(alone(tmp_path)) as node:
+        await node.wait_until_ready()
+        assert node.status().sessions == 200
+
+
+async def test_an_operation_that_is_refused_raises(tmp_path: Path) -> None:
+    async with Node(alone(tmp_path)) as node:
+        with pytest.raises(OperationError, match="session_not_found") as caught:
+            await node.submit(Remove(99, 1))
+        assert caught.value.failure.outcome == "not_applied"
+
+
+async def test_a_session_whose_consumer_is_silent_comes_back(tmp_path: Path) -> None:
+    async with Node(alone(tmp_path)) as node:
+        await node.submit(SetPolicy(7, (("lease_ms", 200), ("repeat_ms", 100))))
+        created = await node.submit(New(7, None, b"x", consumer=node.consumer(b"worker")))
+        assert isinstance(created, Created)
+        found: object = ()
+        async with asyncio.timeout(15):
+            while not found:
+                found = await node.submit(Acquire((7,), consumer=node.consumer(b"other")))
+                await asyncio.sleep(0.02)
+        assert found == (Acquired(created.session_id, 2, found[0].revision),)  # type: ignore[index]
+
+
+async def test_what_consumers_of_an_earlier_life_held_is_stored_at_once(tmp_path: Path) -> None:
+    settings = alone(tmp_path)
+    async with Node(settings) as node:
+        await node.submit(SetPolicy(7, (("lease_ms", 3_600_000),)))
+        created = await node.submit(New(7, None, b"x", consumer=node.consumer(b"worker")))
+        assert isinstance(created, Created)
+    async with Node(settings) as node:
+        await node.wait_until_ready()
+        session = node.machine.session(created.session_id)
+        assert session is not None
+        await until(lambda: session.phase is not Phase.ACTIVE)
+        assert session.last_reason == "its node started again"
+
+
+async def test_a_transaction_is_one_step(tmp_path: Path) -> None:
+    async with Node(alone(tmp_path)) as node:
+        with pytest.raises(OperationError, match="txn_aborted"):
+            await node.submit(Txn((New(7, b"a"), Remove(99, 1))))
+        assert node.machine.session((7, b"a")) is None
+
+
+async def test_a_stopped_node_says_so(tmp_path: Path) -> None:
+    node = Node(alone(tmp_path))
+    async with node:
+        pass
+    with pytest.raises(OperationError, match="stopping"):
+        await node.submit(New(7))
+
+
+async def test_two_processes_cannot_have_one_disk(tmp_path: Path) -> None:
+    async with Node(alone(tmp_path)):
+        with pytest.raises(LockedError):
+            await Node(alone(tmp_path)).start()
+
+
+async def test_another_nodes_disk_is_refused(tmp_path: Path) -> None:
+    async with Node(alone(tmp_path)) as node:
+        await node.submit(New(7))
+    with pytest.raises(WrongIdentityError):
+        await Node(NodeSettings(tmp_path, node_id="node-9", journal=JOURNAL)).start()
+
+
+async def test_a_missing_checkpoint_is_refused(tmp_path: Path) -> None:
+    async with Node(alone(tmp_path)) as node:
+        for number in range(100):
+            await node.submit(New(7, b"%d" % number, bytes(400)))
+        await until(lambda: node.replica.member.log.base_index > 50)
+    (tmp_path / "state.db").unlink()
+    with pytest.raises(MisalignedError, match="is missing"):
+        await Node(alone(tmp_path)).start()
+
+
+async def test_a_damaged_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
+    async with Node(alone(tmp_path)) as node:
+        await node.submit(New(7))
+    path = tmp_path / "state.db"
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(DamagedError, match=r"state\.db"):
+        await Node(alone(tmp_path)).start()
+
+
+def test_two_nodes_are_refused(tmp_path: Path) -> None:
+    peers = {"a": Address("127.0.0.1", 1), "b": Address("127.0.0.1", 2)}
+    with pytest.raises(SettingsError, match="Give three members, or none"):
+        NodeSettings(tmp_path, node_id="a", peers=peers)
+
+
+async def test_nothing_is_known_before_the_start(tmp_path: Path) -> None:
+    with pytest.raises(ClusterError, match="not started"):
+        Node(alone(tmp_path)).status()
+
+
+# Three nodes
+
+
+async def test_any_node_takes_operations_and_all_come_to_the_same_state(tmp_path: Path) -> None:
+    async with running(trio(tmp_path)) as nodes:
+        await asyncio.gather(
+            *(nodes[number % 3].submit(New(7, b"%d" % number, b"data")) for number in range(300))
+        )
+        for node in nodes:
+            await node.read()
+            assert node.machine.session_count == 300
+        index = max(node.replica.applied_index for node in nodes)
+        await until(lambda: all(node.replica.applied_index >= index for node in nodes))
+        assert len({node.machine.digest() for node in nodes}) == 1
+
+
+async def test_a_read_sees_what_another_node_acknowledged(tmp_path: Path) -> None:
+    async with running(trio(tmp_path)) as nodes:
+        for number in range(30):
+            key = b"%d" % number
+            await nodes[number % 3].submit(New(7, key))
+            reader = nodes[(number + 1) % 3]
+            await reader.read()
+            assert reader.machine.session((7, key)) is not None
+
+
+async def test_leadership_moves_under_load_and_nothing_is_lost(tmp_path: Path) -> None:
+    async with running(trio(tmp_path)) as nodes:
+        taken: list[bytes] = []
+
+        async def work(node: Node, name: str) -> None:
+            for number in range(60):
+                key = f"{name}/{number}".encode()
+                await node.submit(New(7, key), timeout_ms=20_000)
+                taken.append(key)
+
+        load = asyncio.gather(*(work(node, f"{id(node)}") for node in nodes))
+        moved = 0
+        for _ in range(5):
+            leader = next((node for node in nodes if node.is_leader), None)
+            if leader is not None:
+                moved += await leader.transfer()
+            await asyncio.sleep(0.05)
+        await load
+        assert moved
+        await nodes[0].read()
+        assert all(nodes[0].machine.session((7, key)) is not None for key in taken)
+
+
+async def test_a_node_that_was_away_catches_up(tmp_path: Path) -> None:
+    settings = trio(tmp_path)
+    async with running(settings) as nodes:
+        away = next(node for node in nodes if not node.is_leader)
+        others = [node for node in nodes if node is not away]
+        await away.stop()
+        for number in range(300):
+            await others[number % 2].submit(New(7, b"%d" % number, bytes(300)))
+        await until(lambda: all(one.replica.member.log.base_index > 250 for one in others))
+        back = Node(away.settings)
+        await back.start()
+        try:
+            await back.wait_until_ready()
+            assert back.machine.session_count == 300
+            assert back.replica.snapshots.installs == 1
+        finally:
+            await back.stop()
+
+
+async def test_a_minority_does_nothing_and_says_that_it_is_unknown_or_not_done(
+    tmp_path: Path,
+) -> None:
+    async with running(trio(tmp_path)) as nodes:
+        last = nodes[0]
+        for node in nodes[1:]:
+            await node.stop()
+        with pytest.raises(OperationError, match="timed_out") as caught:
+            await last.submit(Store(1, None), timeout_ms=500)
+        assert caught.value.failure.retryable
