@@ -43,6 +43,16 @@ test: lint ## Lint, then run the tests
 test-long: $(STAMP) ## Run all tests, the long soaks too, with many more examples
 	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest -n auto -m "" --timeout=$(LONG_TIMEOUT_S)
 
+.PHONY: test-faults
+test-faults: $(STAMP) ## Cut the power, fill disks, fail fsyncs (needs root and mounts)
+	$(BIN)/python -m pytest -m "faults and not long" --timeout=600 tests/crash
+
+# SEEDS says how many; each is a whole cluster's life of half a second or so.
+SEEDS ?= 1000
+.PHONY: simulate
+simulate: $(STAMP) ## Run SEEDS=1000 random simulations of clusters under faults
+	$(BIN)/python -m tests.simulation --seeds $(SEEDS)
+
 .PHONY: lint
 lint: $(STAMP) ## Check style, formatting, types and who imports whom
 	$(BIN)/ruff check .
@@ -60,8 +70,9 @@ docs: $(STAMP) ## Write the generated pages of docs/ anew
 	$(BIN)/python docs/generate.py
 
 .PHONY: bench
-bench: $(STAMP) ## Measure the state machine
+bench: $(STAMP) ## Measure the state machine and a cluster of three nodes
 	$(BIN)/python -m benchmarks.state_machine
+	$(BIN)/python -m benchmarks.cluster
 
 .PHONY: clean
 clean: ## Remove what the other targets made, the virtual environment too
