@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from enum import IntEnum
 from typing import Any
 
+from crc32c import crc32c
 from pysyncobj import syncobj
 from pysyncobj.node import Node
 from pysyncobj.transport import Transport
@@ -98,6 +99,20 @@ class _Raft(syncobj.SyncObj):  # type: ignore[misc]  # the library has no types
         """Sending is our own, in `replication`: the library's resends what was acknowledged."""
 
 
+class _Member(Node):  # type: ignore[misc]
+    """A member as the library knows it.
+
+    The library iterates over sets of them, in an order that a simulation must be able to repeat:
+    so the hash is not Python's, which differs by process.
+    """
+
+    def __hash__(self) -> int:
+        return crc32c(self.id.encode())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Node) and self.id == other.id
+
+
 class _Outlet(Transport):  # type: ignore[misc]
     """Where the library's messages come out: all but those that `cluster` writes itself."""
 
@@ -150,8 +165,8 @@ class Engine:
         """
         check_library()
         self.role = Role.FOLLOWER
-        self._nodes = {name: Node(name) for name in others}
-        self._myself = Node(node_id)
+        self._nodes = {name: _Member(name) for name in others}
+        self._myself = _Member(node_id)
         settings = syncobj.SyncObjConf(
             autoTick=False,
             appendEntriesUseBatch=True,

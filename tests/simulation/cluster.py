@@ -171,6 +171,8 @@ class Cluster:
         self.writers = [Writer(self, f"writer-{number}") for number in range(plan.writers)]
         self.workers = [Worker(self, f"worker-{number}") for number in range(plan.workers)]
         self.is_faulty = True
+        self.may_fail: set[str] = set()  # nodes that a script harms from inside
+        self.failed: dict[str, Exception] = {}
         self.wrong: Exception | None = None  # what a client found
         self.settled_s = 0.0
         self.disturbed_until_s: dict[str, float] = {}
@@ -189,6 +191,10 @@ class Cluster:
         pass
 
     def on_failure(self, node: SimNode, error: Exception) -> None:
+        if node.name in self.may_fail:
+            self.failed[node.name] = error
+            self.world.at(0.0, self.kill, node)  # its process ends, and is started again
+            return
         raise ViolationError(f"{node.name} gave up: {error!r}") from error
 
     def watch(self) -> None:
@@ -305,6 +311,8 @@ class Cluster:
 
     def kill(self, node: SimNode, how: Callable[[SimNode], None] = SimNode.kill) -> None:
         """End a node's life, and begin the next one soon."""
+        if not node.is_up:
+            return
         self.count(node)
         how(node)
         self.world.at(self.world.random.uniform(0.05, 3), self.revive, node)

@@ -1,0 +1,268 @@
+"""Single stories, told by hand: what each fault must, and must not, lead to."""
+
+import errno
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from cluster.checkpoints import CheckpointSettings, Done
+from cluster.replica import ReplicaSettings
+from state import Applied, StateMachine
+from tests.simulation.cluster import Cluster, Outcome, Plan, simulate
+from tests.simulation.disk import Operation
+from tests.simulation.node import SimNode
+from tests.simulation.store import VirtualArrival, VirtualStore
+
+PLAN = Plan(
+    settings=ReplicaSettings(
+        checkpoint=CheckpointSettings(
+            interval_ms=400,
+            log_bytes=5_000,
+            log_bytes_max=20_000,
+            chunk_bytes=1_000,
+            transfer_timeout_ms=5_000,
+        ),
+        lease_grace_ms=1_000,
+        lease_grace_max_ms=4_000,
+    )
+)
+
+
+def play(script: Callable[[Cluster], None], seed: int = 1) -> Outcome:
+    """Run a script on a calm cluster under load; it must come to a peaceful end."""
+
+    def whole(cluster: Cluster) -> None:
+        cluster.prepare()
+        cluster.run(2)
+        script(cluster)
+
+    return simulate(seed, PLAN, script=whole)
+
+
+def leader_of(cluster: Cluster) -> SimNode:
+    leader = cluster.leader()
+    assert leader is not None
+    return leader
+
+
+def follower_of(cluster: Cluster) -> SimNode:
+    leader = leader_of(cluster)
+    return next(node for node in cluster.nodes.values() if node is not leader)
+
+
+def term(cluster: Cluster) -> int:
+    replica = leader_of(cluster).replica
+    assert replica is not None
+    return replica.member.term
+
+
+def test_nothing_happens_and_nobody_is_elected() -> None:
+    def script(cluster: Cluster) -> None:
+        before = term(cluster)
+        cluster.run(20)
+        assert term(cluster) == before == 1
+
+    assert play(script).acknowledged > 500
+
+
+def test_an_isolated_leader_is_replaced_and_steps_down() -> None:
+    def script(cluster: Cluster) -> None:
+        old = leader_of(cluster)
+        cluster.network.isolate(old.name)
+        before = cluster.acknowledged
+        cluster.run(3)
+        assert leader_of(cluster) is not old
+        assert cluster.acknowledged > before, "the others serve"
+        assert old.replica is not None
+        assert not old.replica.member.is_leader
+        cluster.network.heal()
+        cluster.run(3)
+
+    play(script)
+
+
+def test_a_follower_that_was_cut_off_comes_back_without_an_election() -> None:
+    def script(cluster: Cluster) -> None:
+        before, leader = term(cluster), leader_of(cluster)
+        cluster.network.isolate(follower_of(cluster).name)
+        cluster.run(10)
+        cluster.network.heal()
+        cluster.run(5)
+        assert (term(cluster), leader_of(cluster)) == (before, leader)
+
+    play(script)
+
+
+@pytest.mark.parametrize("from_leader", [True, False])
+def test_a_cut_in_one_direction_is_survived(from_leader: bool) -> None:
+    def script(cluster: Cluster) -> None:
+        leader, follower = leader_of(cluster), follower_of(cluster)
+        ends = (leader.name, follower.name) if from_leader else (follower.name, leader.name)
+        cluster.network.cut(*ends)
+        before = cluster.acknowledged
+        cluster.run(10)
+        assert cluster.acknowledged > before + 50
+        cluster.network.heal()
+        cluster.run(3)
+
+    play(script)
+
+
+def test_leadership_is_handed_over_under_load() -> None:
+    def script(cluster: Cluster) -> None:
+        went = 0
+        for _ in range(20):
+            before = leader_of(cluster)
+            cluster.transfer()
+            cluster.run(1.5)
+            went += leader_of(cluster) is not before
+        assert went >= 19
+
+    play(script)
+
+
+def test_a_node_that_lost_its_disk_gets_a_snapshot() -> None:
+    def script(cluster: Cluster) -> None:
+        follower = follower_of(cluster)
+        cluster.kill(follower)
+        follower.directory = type(follower.directory)()
+        follower.platter.contents = None
+        cluster.run(5)
+
+    assert play(script).installs == 1
+
+
+def test_a_snapshot_that_was_damaged_on_its_way_is_sent_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write = VirtualArrival.write
+    damaged: list[int] = []
+
+    def damage(self: VirtualArrival, offset: int, data: bytes, then: Done) -> None:
+        if not damaged:
+            damaged.append(offset)
+            data = bytes((data[0] ^ 1, *data[1:]))
+        write(self, offset, data, then)
+
+    monkeypatch.setattr(VirtualArrival, "write", damage)
+
+    def script(cluster: Cluster) -> None:
+        follower = follower_of(cluster)
+        cluster.kill(follower)
+        follower.directory = type(follower.directory)()
+        follower.platter.contents = None
+        cluster.run(8)
+        assert follower.replica is not None
+        assert follower.replica.snapshots.installs == 1
+
+    play(script)
+    assert damaged
+
+
+def test_a_crash_between_the_checkpoint_and_the_journal_loses_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    later = VirtualStore.later
+    stories: list[int] = []
+
+    def script(cluster: Cluster) -> None:
+        victim = follower_of(cluster)
+
+        def answer(self: VirtualStore, then: Callable[..., object], *arguments: Any) -> None:
+            written = victim.platter.contents
+            if self.platter is victim.platter and written is not None and len(stories) < 5:
+                index = written[1]
+                if index not in stories:
+                    stories.append(index)
+                    cluster.world.at(0.0, cluster.kill, victim, SimNode.lose_power)
+                    return
+            later(self, then, *arguments)
+
+        monkeypatch.setattr(VirtualStore, "later", answer)
+        cluster.run(20)
+
+    play(script)
+    assert len(stories) == 5
+
+
+def test_a_crash_after_a_snapshot_was_put_in_place_loses_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    install = VirtualArrival.install
+    crashes: list[str] = []
+
+    def script(cluster: Cluster) -> None:
+        follower = follower_of(cluster)
+
+        def crash(self: VirtualArrival, then: Done) -> None:
+            def put(error: Any) -> None:
+                if crashes:
+                    then(error)
+                else:
+                    crashes.append(follower.name)
+                    cluster.kill(follower, SimNode.lose_power)
+
+            install(self, put)
+
+        monkeypatch.setattr(VirtualArrival, "install", crash)
+        cluster.kill(follower)
+        follower.directory = type(follower.directory)()
+        follower.platter.contents = None
+        cluster.run(8)
+
+    play(script)
+    assert crashes
+
+
+def test_a_state_machine_that_raises_stops_its_node_and_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    apply = StateMachine.apply
+
+    def script(cluster: Cluster) -> None:
+        victim = follower_of(cluster)
+        cluster.may_fail = {victim.name}
+        assert victim.replica is not None
+        broken = victim.replica.machine
+
+        def fail(self: StateMachine, index: int, batch: bytes) -> Applied:
+            if self is broken:
+                raise RuntimeError("a defect")
+            return apply(self, index, batch)
+
+        monkeypatch.setattr(StateMachine, "apply", fail)
+        before = cluster.acknowledged
+        cluster.run(5)
+        assert isinstance(cluster.failed[victim.name], RuntimeError)
+        assert cluster.acknowledged > before
+
+    play(script)
+
+
+@pytest.mark.parametrize("operation", [Operation.SYNC, Operation.WRITE])
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+@pytest.mark.parametrize("leads", [True, False])
+def test_a_disk_that_fails_stops_its_node_and_loses_nothing(
+    operation: Operation,
+    number: int,
+    leads: bool,
+) -> None:
+    def script(cluster: Cluster) -> None:
+        victim = leader_of(cluster) if leads else follower_of(cluster)
+        cluster.may_fail = {victim.name}
+        victim.directory.fail_next(operation, number)
+        cluster.run(5)
+        assert victim.name in cluster.failed
+        victim.directory.heal()
+
+    play(script)
+
+
+def test_all_nodes_lose_power_at_once_again_and_again() -> None:
+    def script(cluster: Cluster) -> None:
+        for _ in range(6):
+            cluster.do("power_all")
+            cluster.run(6)
+
+    assert play(script).lives >= 21
