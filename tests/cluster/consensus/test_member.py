@@ -264,6 +264,24 @@ def test_a_vote_counts_once() -> None:  # 7
     assert rig.member.is_leader
 
 
+def test_without_its_guard_a_member_that_votes_twice_makes_a_leader() -> None:
+    guards = replace(ALL_GUARDS, one_vote_a_member=False)
+    rig = Rig(others=("b", "c", "d", "e"), guards=guards)
+    rig.member.elections.stand()
+    rig.sync()
+    rig.deliver("b", Vote(1))
+    rig.deliver("b", Vote(1))
+    assert rig.member.is_leader
+
+
+def test_without_its_guard_an_ack_of_another_leadership_commits() -> None:
+    rig = Rig(Recovered(term=4), guards=replace(ALL_GUARDS, acks_name_their_term=False))
+    rig.lead()
+    rig.sync()
+    rig.deliver("b", Appended(3, 2))
+    assert rig.committed == 2
+
+
 def test_what_is_proposed_to_a_follower_is_not_taken() -> None:
     rig = Rig()
     assert not rig.member.propose(batch(2))
