@@ -26,7 +26,7 @@ from cluster.failures import ClusterError, OperationError, Stopping
 from cluster.network.settings import Identity as NetworkIdentity
 from cluster.network.transport import Transport
 from cluster.queues import Callback
-from cluster.recovery import align
+from cluster.recovery import align, check_presence
 from cluster.replica import Replica
 from cluster.settings import NodeSettings
 from cluster.storage.checkpoint import CheckpointThread
@@ -178,14 +178,16 @@ class Node:
         self._directory = directory = OsDirectory(os.fspath(journal_path))
         state_path = os.fspath(settings.data_directory / "state.db")
         with contextlib.ExitStack() as opened:
-            state_file = StateFile.open(state_path, settings.cluster_id)
+            found = StateFile.open(state_path, settings.cluster_id)
+            state_file = found or StateFile.create(state_path, settings.cluster_id)
+            opened.callback(state_file.close)
+            check_presence(
+                has_journal=JournalFiles.exists(directory), has_checkpoint=found is not None
+            )
             machine, checkpoint = StateMachine(), None
-            if state_file is None:
-                state_file = StateFile.create(state_path, settings.cluster_id)
-            else:
-                opened.callback(state_file.close)
-                machine = state_file.load_machine()
-                checkpoint = (state_file.applied_index, state_file.applied_term)
+            if found is not None:
+                machine = found.load_machine()
+                checkpoint = (found.applied_index, found.applied_term)
             identity = Identity(settings.cluster_id, settings.node_id)
             files, kept = JournalFiles.open(directory, identity, settings.journal)
             opened.callback(files.close)

@@ -12,6 +12,15 @@ from cluster.failures import MisalignedError
 from cluster.storage.records import Base, Record
 
 
+def check_presence(*, has_journal: bool, has_checkpoint: bool) -> None:
+    """To be asked before either is opened, for then it is made. Raises `MisalignedError`."""
+    if has_checkpoint and not has_journal:
+        raise MisalignedError(
+            "there is a checkpoint, and the journal that belongs to it is missing: without it the "
+            "node would have forgotten its votes and what it acknowledged last"
+        )
+
+
 def align(
     recovered: Recovered, checkpoint: tuple[int, int] | None
 ) -> tuple[Recovered, Sequence[Record]]:

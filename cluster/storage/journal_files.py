@@ -191,6 +191,11 @@ class JournalFiles:
             raise
         return files, replay.recovered()
 
+    @staticmethod
+    def exists(directory: Directory) -> bool:
+        """Whether there is a journal, whole or not: `open` would make a new one where none is."""
+        return any(name.startswith(_SEGMENT) for name in directory.names())
+
     @property
     def size_bytes(self) -> int:
         """What all segments take on disk, the spare ones too."""

@@ -393,7 +393,8 @@ class StateFile:
         self._sessions_bytes = 0
         ids = sorted(waiting, key=signed)
         for start in range(0, len(ids), _ROW_COUNTS[0]):
-            items = [waiting[session_id] for session_id in ids[start : start + _ROW_COUNTS[0]]]
+            # Taken out one by one: to free all at once would hold up the loop.
+            items = [waiting.pop(session_id) for session_id in ids[start : start + _ROW_COUNTS[0]]]
             self._write_chunks(connection, items)
             self._write(connection, TABLE_BY_KIND[SESSION], items)
 

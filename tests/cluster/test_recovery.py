@@ -4,7 +4,7 @@ import pytest
 
 from cluster.consensus.log import Recovered
 from cluster.failures import MisalignedError
-from cluster.recovery import align
+from cluster.recovery import align, check_presence
 from cluster.storage.records import Base
 
 
@@ -55,3 +55,14 @@ def test_an_old_checkpoint_is_refused() -> None:
 def test_another_history_is_refused() -> None:
     with pytest.raises(MisalignedError, match="entry 5 in term 3, the journal in 2"):
         align(journal((5, 2), 2), (5, 3))
+
+
+def test_a_checkpoint_without_its_journal_is_refused() -> None:
+    with pytest.raises(MisalignedError, match="the journal that belongs to it is missing"):
+        check_presence(has_journal=False, has_checkpoint=True)
+
+
+def test_a_new_node_and_a_young_one_are_not_refused() -> None:
+    check_presence(has_journal=False, has_checkpoint=False)
+    check_presence(has_journal=True, has_checkpoint=False)
+    check_presence(has_journal=True, has_checkpoint=True)
