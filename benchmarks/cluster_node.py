@@ -1,121 +1,146 @@
 """One node of the cluster benchmark, in a process of its own, with the load that it makes itself.
 
-It reads commands, one JSON object a line, and answers each with one line. See `cluster.py`.
+It reads commands, one JSON object a line, and answers each with one line. See `cluster_trio.py`.
 """
 
 import asyncio
 import json
 import logging
+import os
 import resource
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import uvloop
 
+from benchmarks.cluster_load import DATA, TIMEOUT_MS, Load
+from benchmarks.latencies import counted
 from cluster import Address, Node, NodeSettings, Security
-from state import Created, Failure, Result, encode
-from state.operations import Append, New, Remove, SetLimits
+from state import Failure, Result, encode
+from state.limits import DAY_MS, GIB
+from state.operations import New, SetLimits
 
-DATA = b"d" * 256
-THEME = 1
 FILL_THEME = 2
-FILL_AHEAD = 2_000
-DAY_MS = 24 * 3600 * 1000
+FILL_AHEAD = 2_000  # operations on their way while the state is being filled
+READY_MS = 600_000  # a node may first have to get all of a large state
+
+Answer = dict[str, Any]
 
 
-class Operator:
-    """Lives through one session after another: New, Append, Append, Remove."""
+class Meters(NamedTuple):
+    """Counters of a node."""
 
-    __slots__ = ("_load", "_session_id", "_since_s", "_step")
+    batches: int
+    operations: int
+    fsyncs: int
+    cpu_s: float
+    term: int
+    resends: int
+    stalls: int
 
-    def __init__(self, load: "Load") -> None:
-        self._load = load
-        self._step = 0
-        self._session_id = 0
-        self._since_s = 0.0
-
-    def go(self) -> None:
-        step = self._step
-        if step == 0:
-            encoded = encode(New(THEME, None, DATA))
-        elif step < 3:
-            encoded = encode(Append(self._session_id, 1, DATA))
-        else:
-            encoded = encode(Remove(self._session_id, 1))
-        self._since_s = time.perf_counter()
-        self._load.node.submit_encoded(encoded, self._done, timeout_ms=60_000, is_ending=step == 3)
-
-    def _done(self, result: Result) -> None:
-        load = self._load
-        load.latencies_s.append(time.perf_counter() - self._since_s)
-        if isinstance(result, Failure):
-            load.failures += 1
-            self._step = 0
-        elif self._step == 0 and isinstance(result, Created):
-            self._session_id = result.session_id
-            self._step = 1
-        else:
-            self._step = (self._step + 1) % 4
-        if load.is_running:
-            load.next(self)
-        else:
-            load.ended += 1
+    @classmethod
+    def of(cls, node: Node) -> Self:
+        replica = node.replica
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        return cls(
+            replica.queue.batches,
+            replica.queue.operations,
+            node.journal.counters.fsyncs,
+            usage.ru_utime + usage.ru_stime,
+            replica.member.term,
+            replica.queue.resends,
+            replica.stalls,
+        )
 
 
-class Load:
-    """Operators without a pause, or a stream of operations at a steady rate."""
+class Session:
+    """What one parent asks for, from the first command to the last."""
 
     def __init__(self, node: Node) -> None:
-        self.node = node
-        self.latencies_s: list[float] = []
-        self.failures = 0
-        self.ended = 0
-        self.is_running = True
-        self._idle: list[Operator] | None = None  # with a rate: who has nothing to do
-        self.late = 0  # operations that found nobody idle
+        self._node = node
+        self._load = Load(node, 0, 0)
+        self._before = Meters.of(node)
 
-    def next(self, operator: Operator) -> None:
-        if self._idle is None:
-            operator.go()
-        else:
-            self._idle.append(operator)
+    async def do(self, command: dict[str, Any]) -> Answer:
+        match command["do"]:
+            case "ready":
+                await self._node.wait_until_ready(timeout_ms=READY_MS)
+                return self._status()
+            case "status":
+                return self._status()
+            case "begin":
+                self._load = Load(self._node, command["operators"], command["rate"])
+                self._before = Meters.of(self._node)
+                self._load.start()
+                return {}
+            case "halt":
+                return await self._halt()
+            case "fill":
+                return await fill(self._node, command["sessions"])
+            case "stop":
+                return {}
+            case unknown:
+                raise ValueError(f"{unknown!r} is no command")
 
-    async def run(self, count: int, seconds: float, rate: float) -> float:
-        """Load the node, and answer the seconds that it took."""
-        operators = [Operator(self) for _ in range(count)]
-        begin_s = time.perf_counter()
-        if rate:
-            await self._run_open(operators, seconds, rate)
-        else:
-            for operator in operators:
-                operator.go()
-            await asyncio.sleep(seconds)
-        took_s = time.perf_counter() - begin_s
-        done = len(self.latencies_s)
-        self.is_running = False
-        idle = 0 if self._idle is None else len(self._idle)
-        while self.ended + idle < count:  # noqa: ASYNC110 - they answer within moments
-            await asyncio.sleep(0.01)
-        del self.latencies_s[done:]
-        return took_s
+    def _status(self) -> Answer:
+        snapshots = self._node.replica.snapshots
+        return {
+            "is_leader": self._node.is_leader,
+            "sessions": self._node.machine.session_count,
+            "snapshots": snapshots.installs,
+        }
 
-    async def _run_open(self, operators: list[Operator], seconds: float, rate: float) -> None:
-        """Begin operations when it is their time, whatever became of the ones before."""
-        idle = self._idle = operators
-        loop = asyncio.get_running_loop()
-        begin_s = loop.time()
-        sent = 0
-        while (elapsed_s := loop.time() - begin_s) < seconds:
-            due = int(elapsed_s * rate)
-            while sent < due:
-                sent += 1
-                if idle:
-                    idle.pop().go()
-                else:
-                    self.late += 1
-            await asyncio.sleep(0.001)
+    async def _halt(self) -> Answer:
+        load = self._load
+        done, took_s = load.halt()
+        after = Meters.of(self._node)
+        meters = {
+            name: end - begin
+            for name, begin, end in zip(Meters._fields, self._before, after, strict=True)
+        }
+        await load.ended()
+        # Not on the loop: the others would take this node for dead.
+        latencies = await asyncio.to_thread(counted, load.latencies_s)
+        return {
+            **meters,
+            "took_s": took_s,
+            "done": done,
+            "latencies": latencies,
+            "longest_ms": max(load.latencies_s, default=0.0) * 1000,
+            "failures": load.failures,
+        }
+
+
+async def fill(node: Node, sessions: int) -> Answer:
+    """Put stored sessions into the state."""
+    begin_s = time.perf_counter()
+    await node.submit(SetLimits((("state_bytes", 16 * GIB),)))
+    encoded = encode(New(FILL_THEME, None, DATA, repeat_after_ms=DAY_MS))
+    done = asyncio.Event()
+    left, on_their_way = sessions, 0
+    failures: dict[str, int] = {}
+
+    def answered(result: Result) -> None:
+        nonlocal on_their_way
+        on_their_way -= 1
+        if isinstance(result, Failure):
+            failures[result.code] = failures.get(result.code, 0) + 1
+        send()
+
+    def send() -> None:
+        nonlocal left, on_their_way
+        while left and on_their_way < FILL_AHEAD:
+            left -= 1
+            on_their_way += 1
+            node.submit_encoded(encoded, answered, timeout_ms=TIMEOUT_MS)
+        if not left and not on_their_way:
+            done.set()
+
+    send()
+    await done.wait()
+    return {"took_s": time.perf_counter() - begin_s, "failures": failures}
 
 
 async def serve(arguments: dict[str, Any]) -> None:
@@ -125,7 +150,7 @@ async def serve(arguments: dict[str, Any]) -> None:
     settings = NodeSettings(
         Path(arguments["directory"]),
         node_id=name,
-        bind=peers.get(name, Address("127.0.0.1", 0)),
+        bind=peers[name],
         peers=peers,
         security=Security(secret=b"of the benchmark"),
     )
@@ -134,84 +159,23 @@ async def serve(arguments: dict[str, Any]) -> None:
         lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
     )
     async with Node(settings) as node:
+        failing = asyncio.create_task(end_when_failed(node))
+        session = Session(node)
         while line := await reader.readline():
             command = json.loads(line)
-            answer = await do(node, command)
+            answer = await session.do(command)
             print(json.dumps(answer), flush=True)
             if command["do"] == "stop":
                 break
+        failing.cancel()
 
 
-async def do(node: Node, command: dict[str, Any]) -> dict[str, Any]:
-    match command["do"]:
-        case "ready":
-            await node.wait_until_ready(timeout_ms=30_000)
-            return {"is_leader": node.is_leader, "sessions": node.machine.session_count}
-        case "fill":
-            return await fill(node, command["sessions"])
-        case "load":
-            return await load(node, command)
-        case "transfer":
-            return {"went": await node.transfer(command["to"])}
-        case "wait":
-            await node.read(timeout_ms=60_000)
-            return {"applied_index": node.status().applied_index}
-        case _:
-            return {}
-
-
-async def load(node: Node, command: dict[str, Any]) -> dict[str, Any]:
-    one = Load(node)
-    queue, journal = node.replica.queue, node.journal.counters
-    before = (queue.batches, queue.operations, journal.fsyncs, cpu_s())
-    took_s = await one.run(command["operators"], command["seconds"], command["rate"])
-    after = (queue.batches, queue.operations, journal.fsyncs, cpu_s())
-    batches, operations, fsyncs, spent_s = (b - a for a, b in zip(before, after, strict=True))
-    return {
-        "took_s": took_s,
-        "latencies_us": [round(latency_s * 1e6) for latency_s in one.latencies_s],
-        "failures": one.failures,
-        "late": one.late,
-        "batches": batches,
-        "operations": operations,
-        "fsyncs": fsyncs,
-        "cpu_s": spent_s,
-    }
-
-
-async def fill(node: Node, sessions: int) -> dict[str, Any]:
-    """Put stored sessions into the state."""
-    begin_s = time.perf_counter()
-    await node.submit(SetLimits((("state_bytes", 16 << 30),)))
-    encoded = encode(New(FILL_THEME, None, DATA, repeat_after_ms=DAY_MS))
-    done = asyncio.Event()
-    left, on_their_way, failures = sessions, 0, 0
-
-    def answered(result: Result) -> None:
-        nonlocal on_their_way, failures
-        on_their_way -= 1
-        failures += isinstance(result, Failure)
-        send()
-
-    def send() -> None:
-        nonlocal left, on_their_way
-        while left and on_their_way < FILL_AHEAD:
-            left -= 1
-            on_their_way += 1
-            node.submit_encoded(encoded, answered, timeout_ms=60_000)
-        if not left and not on_their_way:
-            done.set()
-
-    send()
-    await done.wait()
-    return {"took_s": time.perf_counter() - begin_s, "failures": failures}
-
-
-def cpu_s() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
+async def end_when_failed(node: Node) -> None:
+    error = await node.failure()
+    print(f"{node.settings.node_id} has failed: {error}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
     uvloop.run(serve(json.loads(sys.argv[1])))
