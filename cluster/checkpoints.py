@@ -144,7 +144,7 @@ class Checkpoints:
         machine = self._owner.machine
         index = machine.applied_index
         term = self._owner.member.log.term_at(index)
-        if self._is_busy or term is None:
+        if self._is_busy or self._is_paused or term is None:
             return
         self._is_busy = True
         self._index, self._term = index, term
@@ -160,8 +160,15 @@ class Checkpoints:
             self._capture = None
             self._store.rollback(self._abandoned)
 
+    def stop(self) -> None:
+        """Let nothing of what is being written count, and begin nothing any more."""
+        self._life += 1
+        self._is_paused = True
+        self._capture = None
+
     def resume(self) -> None:
         """Go on from the snapshot that the state was loaded from."""
+        self._life += 1
         self._is_paused = False
         self.index = self._owner.machine.applied_index
         self._last_s = self._host.time()
@@ -176,7 +183,11 @@ class Checkpoints:
             self._owner.on_failure(error)
             return
         begin_s = self._host.time()
-        piece = self._capture.next_piece(self._settings.piece_bytes)
+        try:
+            piece = self._capture.next_piece(self._settings.piece_bytes)
+        except Exception as raised:  # noqa: BLE001 - a state that cannot be read must not be served
+            self._owner.on_failure(raised)
+            return
         self._pause_s = (self._host.time() - begin_s) * self._settings.pause_factor
         if piece:
             self._store.put(piece, lambda error: self._pause(life, error))
@@ -203,7 +214,11 @@ class Checkpoints:
         self._spread = self._random.uniform(0.75, 1.25)
         self.index = self._index
         self.written += 1
-        self._cut()
+        try:
+            self._cut()
+        except Exception as raised:  # noqa: BLE001 - it contradicts the log
+            self._owner.on_failure(raised)
+            return
         self.on_written()
 
     def _cut(self) -> None:

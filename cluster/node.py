@@ -93,6 +93,7 @@ class Node:
         self._submit: Callable[..., None] | None = None  # the queue's: one call less for each
         self._timeout_s = settings.timeout_ms / 1000
         self._failed: asyncio.Future[Exception] | None = None
+        self._start_task: asyncio.Task[None] | None = None
         self._stop_task: asyncio.Task[None] | None = None
 
     # Life
@@ -115,14 +116,15 @@ class Node:
         Raises `StorageError` or `MisalignedError` if the disk does not hold a whole node,
         `NetworkError` if it cannot listen. Nothing is left open then.
         """
-        if self._failed is not None:
+        if self._failed is not None or self._stop_task is not None:
             raise RuntimeError("a node is started once")
         self._loop = asyncio.get_running_loop()
         self._failed = self._loop.create_future()
+        self._start_task = asyncio.ensure_future(self._start())
         try:
-            await self._start()
+            await asyncio.shield(self._start_task)
         except BaseException:
-            await self._close()
+            await self.stop()
             raise
 
     async def _start(self) -> None:
@@ -220,6 +222,15 @@ class Node:
         await asyncio.shield(self._stop_task)
 
     async def _stop(self) -> None:
+        if self._start_task is not None:
+            # What recovers the disk in a thread must not be left behind.
+            await asyncio.wait([self._start_task])
+        try:
+            await self._drain()
+        finally:
+            await self._close()
+
+    async def _drain(self) -> None:
         replica = self._replica
         if replica is not None and not replica.is_stopped:
             deadline_s = self._loop.time() + self.settings.stop_timeout_ms / 1000
@@ -232,9 +243,8 @@ class Node:
                 replica.transfer(remaining_s, partial(_set_once, done))
                 await done
             await self._wait_until(lambda: replica.queue.is_empty, deadline_s)
-            await self._last_checkpoint(replica, deadline_s)
-            replica.stop("it was stopped")
-        await self._close()
+            if not replica.is_stopped:
+                await self._last_checkpoint(replica, deadline_s)
 
     async def _last_checkpoint(self, replica: Replica, deadline_s: float) -> None:
         """Leave a short journal behind, so that the next start is quick."""
@@ -407,8 +417,8 @@ class Node:
 
     # What the transport tells
 
-    def on_connected(self, peer: str, _incarnation: int) -> None:
-        self.replica.connected(peer)
+    def on_connected(self, peer: str, incarnation: int) -> None:
+        self.replica.connected(peer, incarnation)
 
     def on_disconnected(self, peer: str) -> None:
         self.replica.disconnected(peer)

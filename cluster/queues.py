@@ -183,6 +183,9 @@ class DoubleQueue:
         if not self._guards.reads_wait_for_barrier:
             callback(0)
             return
+        if self._stopping is not None:
+            callback(Stopping(was_sent=False, reason=self._stopping))
+            return
         deadline_s = self._host.time() + timeout_s
         if (
             self._readers_place >= self._taken
@@ -200,12 +203,17 @@ class DoubleQueue:
             self._readers_place = place
 
     def _tell(self, readers: list[tuple[Callback, float]], result: Result) -> None:
+        if readers is self._readers:
+            self._readers, self._readers_place = [], -1  # nobody joins what is answered
         now_s = self._host.time()
         for callback, deadline_s in readers:
-            if isinstance(result, TimedOut) and deadline_s > now_s:
-                self.read(callback, deadline_s - now_s)
-            else:
-                callback(result)
+            try:
+                if isinstance(result, TimedOut) and deadline_s > now_s:
+                    self.read(callback, deadline_s - now_s)
+                else:
+                    callback(result)
+            except Exception:  # noqa: BLE001 - see `_answer`
+                _log.exception("a reader's callback raised")
 
     def stop(self, reason: str) -> None:
         """Take nothing in any more. What is in goes on."""
@@ -253,7 +261,10 @@ class DoubleQueue:
         if not self._is_flowing:
             self._flow()
         settings = self._settings
-        while self._is_flowing and self._intake:
+        # Batches that are committed and not applied count too: who waits for them is in memory, and
+        # their results are remembered for so many.
+        batches_max = self.limits.window_batches // 2
+        while self._is_flowing and self._intake and len(self._confirm) < batches_max:
             if self._uncommitted and not (
                 self._uncommitted < settings.pipelined_batches
                 and len(self._intake) >= settings.pipeline_from_operations

@@ -166,6 +166,7 @@ class Replica:
         if self._pulse_timer is not None:
             self._pulse_timer.cancel()
         self.member.stop()
+        self.checkpoints.stop()
         self.snapshots.stop()
         self.queue.fail(reason)
 
@@ -177,12 +178,13 @@ class Replica:
     @property
     def is_leader(self) -> bool:
         """Whether this node leads and is ready to."""
-        return self._leads_since_term == self.member.term and self.member.is_leader
+        leads = self._leads_since_term == self.member.term and self.member.is_leader
+        return leads and not self._stopped
 
     @property
     def is_ready(self) -> bool:
         """Whether this node has applied an entry of the current term, and so may send batches."""
-        return self._applied_term == self.member.term
+        return self._applied_term == self.member.term and not self._stopped
 
     @property
     def lag(self) -> int:
@@ -205,6 +207,14 @@ class Replica:
         """
         if not self.member.is_leader:
             then(True)  # noqa: FBT003 - the answer
+            return
+        near = [
+            peer
+            for peer, progress in self.member.replication.progress.items()
+            if progress.is_connected and not progress.needs_snapshot and to in {"", peer}
+        ]
+        if not near or not self._is_admitting:
+            then(False)  # noqa: FBT003 - nobody could take it, or it is being handed over
             return
         self._is_admitting = False
         self._transfer(self._host.time() + timeout_s, self.member.term, then, to)
@@ -232,10 +242,10 @@ class Replica:
 
     # For its network
 
-    def connected(self, peer: str) -> None:
+    def connected(self, peer: str, incarnation: int) -> None:
         """Begin to talk to another member."""
         self._streams.pop(peer, None)
-        self.member.connected(peer)
+        self.member.connected(peer, incarnation)
         if peer == self.member.leader:
             self.queue.restart()
 
@@ -345,6 +355,9 @@ class Replica:
             header = decode_header(message.batch)
         except Refused as refused:
             raise MalformedMessageError(f"not a batch: {refused.failure}") from refused
+        bound = self.machine.limits.batch_bytes
+        if len(message.batch) > bound:
+            raise MalformedMessageError(f"a batch of {len(message.batch)} bytes; {bound} is most")
         if header.proposer != peer:
             raise MalformedMessageError(f"a batch of {header.proposer!a} from {peer}")
         log = self.member.log
@@ -438,6 +451,7 @@ class Replica:
         self._seen_index = max(self._seen_index, index)
         self._held = None
         self._was_released = False
+        self._ready_term = 0
         self.member.rebase(index, term)
         self.queue.limits = machine.limits
         for batch in self.queue.unanswered():
@@ -460,6 +474,13 @@ class Replica:
         late_ms = int((now_s - self._pulse_s) * 1000) - self._settings.pulse_ms
         self._pulse_s = now_s
         self._arm_pulse()
+        try:
+            self._look(late_ms)
+        except Exception as error:  # noqa: BLE001 - as in applying
+            self.on_failure(error)
+
+    def _look(self, late_ms: int) -> None:
+        """Look after what time brings."""
         self.queue.expire(is_lagging=self.applied_index < self.member.heard_index)
         if late_ms > self._settings.stall_ms:
             self.stalls += 1

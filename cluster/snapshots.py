@@ -14,9 +14,10 @@ from cluster.checkpoints import Arrival, CheckpointSettings, Copy, Store
 from cluster.consensus.host import Host
 from cluster.consensus.member import Member
 from cluster.consensus.messages import Chunk, ChunkWritten, Installed, Offer
-from cluster.storage.errors import StorageError
+from cluster.storage.errors import DiskFullError, StorageError, TooLargeError
 from state import StateMachine
 
+_LOADING_FACTOR = 20  # a large state takes its time to be copied and to be loaded
 _RESEND_S = 1.0  # without an answer, which the disk of a follower may take its time for
 
 _log = logging.getLogger(__name__)
@@ -39,11 +40,20 @@ class Owner(Protocol):
 class _Sending:
     """A transfer to a follower."""
 
-    __slots__ = ("copy", "moved_s", "number", "read_offset", "sent_s", "written_offset")
+    __slots__ = (
+        "copy",
+        "has_failed",
+        "moved_s",
+        "number",
+        "read_offset",
+        "sent_s",
+        "written_offset",
+    )
 
     def __init__(self, number: int, now_s: float) -> None:
         self.number = number
         self.copy: Copy | None = None
+        self.has_failed = False
         self.read_offset = 0
         self.written_offset = 0
         self.moved_s = now_s  # when the follower's end moved
@@ -118,7 +128,7 @@ class Snapshots:
     def _copied(self, peer: str, sending: _Sending, copy: Copy | StorageError) -> None:
         if isinstance(copy, StorageError):
             _log.error("no copy of the checkpoint could be made for %s: %s", peer, copy)
-            self._end(peer)
+            sending.has_failed = True  # `look` ends it, and another may begin
             return
         if self._sending.get(peer) is not sending:
             copy.release()
@@ -159,27 +169,37 @@ class Snapshots:
             return
         if isinstance(data, StorageError):
             _log.error("the copy of the checkpoint for %s could not be read: %s", peer, data)
-            self._end(peer)
+            sending.has_failed = True
             return
         self._owner.member.send(peer, Chunk(self._owner.member.term, sending.number, offset, data))
 
     def installed(self, peer: str, message: Installed) -> None:
         """End a transfer: the follower has the snapshot, or needs none."""
         sending = self._sending.get(peer)
-        if sending is not None and sending.number == message.transfer:
+        member = self._owner.member
+        if (
+            sending is not None
+            and sending.number == message.transfer
+            and message.term == member.term
+        ):
             self.sent += 1
             self._end(peer)
-            progress = self._owner.member.replication.progress[peer]
+            progress = member.replication.progress[peer]
             progress.restart()
-            progress.next_index = max(progress.match_index, message.held_index) + 1
-            self._owner.member.replication.pump(self._owner.member.engine.commit_index)
+            held_index = min(message.held_index, member.log.last_index)
+            progress.next_index = max(progress.match_index, held_index) + 1
+            member.need_turn()
 
     def look(self) -> None:
         """Send again what should have been answered by now; give up what does not move."""
         now_s = self._host.time()
         for peer, sending in list(self._sending.items()):
             copy = sending.copy
-            if now_s - sending.moved_s > self._settings.transfer_timeout_ms / 1000:
+            waited_s = now_s - sending.moved_s
+            timeout_s = self._settings.transfer_timeout_ms / 1000
+            if copy is None or sending.written_offset >= copy.size_bytes:
+                timeout_s *= _LOADING_FACTOR  # being made, or being verified
+            if waited_s > (_RESEND_S if sending.has_failed else timeout_s):
                 self._end(peer)
                 self._owner.member.replication.progress[peer].restart()
             elif copy is not None and now_s - sending.sent_s > _RESEND_S:
@@ -211,6 +231,8 @@ class Snapshots:
             written_offset = receiving.written_offset
             member.send(leader, ChunkWritten(member.term, offer.transfer, written_offset))
             return
+        if receiving is not None and receiving.is_whole:
+            return  # one is being verified: it will be answered
         self._drop()
         arrival = self._store.arrive(offer.size_bytes)
         self._receiving = _Receiving(leader, offer, arrival)
@@ -235,6 +257,10 @@ class Snapshots:
 
     def _kept(self, receiving: _Receiving, offset: int, error: StorageError | None) -> None:
         if self._receiving is not receiving:
+            return
+        if isinstance(error, DiskFullError | TooLargeError):
+            _log.error("there is no room for the snapshot of %s: %s", receiving.leader, error)
+            self._refuse(receiving)
             return
         if error is not None:
             self._owner.on_failure(error)
@@ -278,7 +304,11 @@ class Snapshots:
             self._owner.on_failure(error)
             return
         offer, member = receiving.offer, self._owner.member
-        self._owner.install(machine, offer.snapshot_index, offer.snapshot_term)
+        try:
+            self._owner.install(machine, offer.snapshot_index, offer.snapshot_term)
+        except Exception as raised:  # noqa: BLE001 - it contradicts what is committed here
+            self._owner.on_failure(raised)
+            return
         self.installs += 1
         if member.leader == receiving.leader:
             member.send(

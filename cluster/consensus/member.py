@@ -171,6 +171,7 @@ class Member:
         self._acked_index = 0
         self._acked_s = float("-inf")
         self._credited: dict[str, int] = {}  # of this term, as a leader
+        self._incarnations: dict[str, int] = {}
         self._handlers: dict[type[Message], Callable[..., None]] = {
             Append: self._follow,
             Appended: self._appended,
@@ -188,7 +189,7 @@ class Member:
     @property
     def is_leader(self) -> bool:
         """Whether this node believes that it leads."""
-        return self.engine.role is Role.LEADER
+        return self.engine.role is Role.LEADER and not self._stopped
 
     @property
     def term(self) -> int:
@@ -212,8 +213,12 @@ class Member:
         if self._heartbeat_timer is not None:
             self._heartbeat_timer.cancel()
 
-    def connected(self, peer: str) -> None:
-        self.replication.connected(peer)
+    def connected(self, peer: str, incarnation: int) -> None:
+        """Talk to a peer, in the life that it says it lives."""
+        is_new = self._incarnations.get(peer, 0) != incarnation
+        self._incarnations[peer] = incarnation
+        # Its disk may be another than that of which something was known.
+        self.replication.connected(peer, is_new=is_new)
 
     def disconnected(self, peer: str) -> None:
         self.replication.disconnected(peer)
@@ -292,6 +297,10 @@ class Member:
         return self._network.send(peer, encode(message))
 
     # Its turn
+
+    def need_turn(self) -> None:
+        """Have a turn taken soon."""
+        self._need_turn()
 
     def _need_turn(self) -> None:
         if not self._turn_is_due:
@@ -374,9 +383,14 @@ class Member:
             return
         self._needs_tick = True
         self.turn()  # also the check of the quorum
-        if self.engine.role is Role.LEADER:
+        if not self.is_leader:
+            return
+        try:
             self.replication.heartbeat(self.engine.commit_index, self._heartbeat_s / 2)
-            self._arm_heartbeat()
+        except Exception as error:  # noqa: BLE001 - see `turn`
+            self._fail(error)
+            return
+        self._arm_heartbeat()
 
     # The disk
 

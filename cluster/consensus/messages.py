@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 import msgpack
 
 MESSAGE_NUMBER_MAX = 2**63 - 1
+# A thousand elections a second for 8,000 years. A term is adopted for good, so one near the end of
+# the numbers would be the last.
+TERM_MAX = 2**48
 
 
 class MalformedMessageError(Exception):
@@ -244,6 +247,8 @@ def decode(data: bytes | memoryview) -> Message:
         if type(value) is int and not 0 <= value <= MESSAGE_NUMBER_MAX:
             raise MalformedMessageError(f"a number of {kind.__name__} is out of range")
     message: Message = kind(*fields)
+    if message.term > TERM_MAX:
+        raise MalformedMessageError(f"term {message.term} is beyond what elections can count to")
     if isinstance(message, Append):
         _check_entries(message)
     return message

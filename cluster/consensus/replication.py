@@ -94,10 +94,14 @@ class Replication:
         """Lead no more."""
         self._is_leading = False
 
-    def connected(self, peer: str) -> None:
+    def connected(self, peer: str, *, is_new: bool) -> None:
+        """Begin to send. Of one that has a new life, nothing is known."""
         progress = self.progress[peer]
         progress.is_connected = True
-        progress.restart()
+        if is_new:
+            progress.begin(self._log.last_index)
+        else:
+            progress.restart()
         if self._is_leading:
             self._pump(peer, progress)
 

@@ -19,6 +19,7 @@ class End(Protocol):
 
     name: str
     is_up: bool
+    incarnation: int
 
     def on_connected(self, peer: str) -> None: ...
     def on_disconnected(self, peer: str) -> None: ...
@@ -160,6 +161,9 @@ class VirtualNetwork:
         """Whether every end is connected to every other."""
         count = len(self._ends)
         return not self._cuts and len(self.current) == count * (count - 1)
+
+    def incarnation(self, name: str) -> int:
+        return self._ends[name].incarnation
 
     def is_cut(self, sender: str, receiver: str) -> bool:
         return (sender, receiver) in self._cuts

@@ -197,7 +197,8 @@ class SimNode:
         return (self.name, peer) in self.network.current
 
     def on_connected(self, peer: str) -> None:
-        self._run(lambda replica: replica.connected(peer))
+        incarnation = self.network.incarnation(peer)
+        self._run(lambda replica: replica.connected(peer, incarnation))
 
     def on_disconnected(self, peer: str) -> None:
         self._run(lambda replica: replica.disconnected(peer))

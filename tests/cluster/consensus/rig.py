@@ -113,7 +113,7 @@ class Rig:
     def lead(self) -> None:
         """Win an election."""
         for peer in self.member.others:
-            self.member.connected(peer)
+            self.member.connected(peer, 1)
         self.member.elections.stand()
         self.sync()
         self.deliver(self.member.others[0], Vote(self.member.term))

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from cluster.consensus import messages
 from cluster.consensus.messages import (
     MESSAGE_NUMBER_MAX,
+    TERM_MAX,
     Append,
     Appended,
     MalformedMessageError,
@@ -25,11 +26,11 @@ def any_message(draw: st.DrawFn) -> Message:
     kind: Any = draw(st.sampled_from(KINDS))
     fields: dict[str, object] = {}
     for name in kind._fields:
-        fields[name] = draw(
-            st.binary(max_size=40) if name in {"batch", "data", "digest"} else NUMBERS
-        )
+        is_bytes = name in {"batch", "data", "digest"}
+        numbers = st.integers(0, TERM_MAX) if name == "term" else NUMBERS
+        fields[name] = draw(st.binary(max_size=40) if is_bytes else numbers)
     if kind is Append:
-        terms = sorted(draw(st.lists(NUMBERS, min_size=2, max_size=6)))
+        terms = sorted(draw(st.lists(st.integers(0, TERM_MAX), min_size=2, max_size=6)))
         fields["previous_term"], fields["term"] = terms[0], terms[-1]
         commands = st.binary(max_size=20)
         fields["entries"] = tuple((term, draw(commands)) for term in terms[1:-1])
@@ -81,6 +82,7 @@ def test_any_values_are_a_message_or_malformed(values: list[object]) -> None:
         ([2, 1, True], "wrong type"),
         ([2, -1, 1], "out of range"),
         ([2, 1, 2**63], "out of range"),
+        ([9, 2**48 + 1], "beyond what elections can count to"),
         ([1, 3, 1, 1, 1, [[2, b"a"], [1, b"b"]]], "go back"),
         ([1, 3, 1, 1, 1, [[4, b"a"]]], "beyond their leader's"),
         ([1, 3, 1, 2, 1, [[1, b"a"]]], "go back"),
