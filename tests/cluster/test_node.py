@@ -23,7 +23,7 @@ from cluster.consensus.member import ConsensusSettings
 from cluster.replica import ReplicaSettings
 from cluster.storage.errors import DamagedError, LockedError, WrongIdentityError
 from cluster.storage.journal_files import JournalSettings
-from state import Acquired, Created, Phase
+from state import Acquired, Applied, Created, Phase, StateMachine
 from state.operations import Acquire, Append, New, Remove, SetPolicy, Store, Txn
 
 JOURNAL = JournalSettings(segment_bytes=64 * 1024)
@@ -216,6 +216,48 @@ def test_two_nodes_are_refused(tmp_path: Path) -> None:
 async def test_nothing_is_known_before_the_start(tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match="not started"):
         Node(alone(tmp_path)).status()
+
+
+async def test_a_node_alone_cannot_hand_over_and_says_so_at_once(tmp_path: Path) -> None:
+    async with Node(alone(tmp_path)) as node:
+        await node.wait_until_ready()
+        async with asyncio.timeout(1):
+            assert not await node.transfer()
+        await node.submit(New(7))
+
+
+async def test_a_node_that_is_stopped_while_it_starts_is_stopped(tmp_path: Path) -> None:
+    node = Node(alone(tmp_path))
+    starting = asyncio.ensure_future(node.start())
+    await asyncio.sleep(0)
+    await node.stop()
+    await starting
+    assert node.replica.is_stopped
+    async with Node(alone(tmp_path)) as again:
+        await again.wait_until_ready()
+
+
+async def test_a_state_that_could_not_be_applied_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Node(alone(tmp_path)) as node:
+        await node.submit(New(7, b"first"))
+        apply = StateMachine.apply
+
+        def fail(self: StateMachine, index: int, batch: bytes) -> Applied:
+            apply(self, index, batch)
+            raise RuntimeError("a defect, half way")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(StateMachine, "apply", fail)
+            with pytest.raises(OperationError, match="stopping"):
+                await node.submit(New(7, b"second"))
+        assert isinstance(await node.failure(), RuntimeError)
+        assert not node.is_leader
+    async with Node(alone(tmp_path)) as node:
+        await node.wait_until_ready()
+        assert node.machine.session((7, b"first")) is not None
+        assert node.machine.session((7, b"second")) is not None, "the journal has it"
 
 
 # Three nodes

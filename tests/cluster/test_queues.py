@@ -296,3 +296,38 @@ def test_its_own_batches_are_recognised() -> None:
     other = DoubleQueue("a", 8, bench.host, bench, QueueSettings())
     assert other.find(batch.command) is None
     assert bench.queue.find(encode(Append(1, 1, b""))) is None
+
+
+def test_nobody_joins_a_barrier_that_was_answered() -> None:
+    bench = Bench()
+    bench.has_leader = False
+    read: list[Result] = []
+    bench.submit(1)
+    bench.queue.read(read.append, 1.0)
+    bench.run(2)
+    bench.queue.expire(is_lagging=False)
+    assert len(read) == 1
+    bench.queue.read(read.append, 10.0)
+    bench.has_leader = True
+    bench.queue.restart()
+    bench.apply(bench.sent[0][0])
+    assert len(read) == 2
+
+
+def test_a_read_of_a_stopped_queue_is_answered() -> None:
+    bench = Bench()
+    read: list[Result] = []
+    bench.queue.read(read.append, 1.0)
+    bench.queue.fail("enough")
+    bench.queue.read(read.append, 1.0)
+    assert [failure(one).code for one in read] == ["stopping", "stopping"]
+
+
+def test_batches_that_are_committed_and_not_applied_are_bounded() -> None:
+    bench = Bench(QueueSettings(batch_operations=1, pipeline_from_operations=1))
+    bench.submit(*range(100))
+    bench.run()
+    for batch, _, _ in bench.sent:
+        bench.queue.committed(batch)
+        bench.queue.pump()
+    assert len(bench.sent) == bench.queue.limits.window_batches // 2

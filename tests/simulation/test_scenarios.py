@@ -2,12 +2,14 @@
 
 import errno
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from cluster.checkpoints import CheckpointSettings, Done
 from cluster.replica import ReplicaSettings
+from cluster.storage.errors import StorageError
 from state import Applied, StateMachine
 from tests.simulation.cluster import Cluster, Outcome, Plan, simulate
 from tests.simulation.disk import Operation
@@ -131,6 +133,45 @@ def test_a_node_that_lost_its_disk_gets_a_snapshot() -> None:
         cluster.run(5)
 
     assert play(script).installs == 1
+
+
+def test_a_node_that_lost_its_disk_is_brought_up_by_a_log_that_is_whole() -> None:
+    checkpoint = CheckpointSettings(interval_ms=10**6, log_bytes=10**9, log_bytes_max=10**9)
+    plan = replace(PLAN, settings=replace(PLAN.settings, checkpoint=checkpoint))
+
+    def script(cluster: Cluster) -> None:
+        cluster.prepare()
+        cluster.run(2)
+        follower = follower_of(cluster)
+        cluster.kill(follower)
+        follower.directory = type(follower.directory)()
+        cluster.run(5)
+
+    assert simulate(1, plan, script=script).installs == 0
+
+
+def test_a_copy_that_could_not_be_made_is_made_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = VirtualStore.copy
+    failed: list[str] = []
+
+    def fail_once(self: VirtualStore, then: Callable[..., None]) -> None:
+        if failed:
+            copy(self, then)
+        else:
+            failed.append("no room")
+            self.later(then, StorageError("no room"))
+
+    monkeypatch.setattr(VirtualStore, "copy", fail_once)
+
+    def script(cluster: Cluster) -> None:
+        follower = follower_of(cluster)
+        cluster.kill(follower)
+        follower.directory = type(follower.directory)()
+        follower.platter.contents = None
+        cluster.run(8)
+
+    assert play(script).installs == 1
+    assert failed
 
 
 def test_a_snapshot_that_was_damaged_on_its_way_is_sent_again(
