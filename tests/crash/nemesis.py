@@ -104,7 +104,7 @@ class Outcome:
         hits = ", ".join(f"{name}: {count}" for name, count in sorted(self.hits.items()))
         return (
             f"seed {self.seed}: {self.kills} kills, {self.lives} lives, "
-            f"{self.acknowledged} of {self.attempts} numbers and other operations acknowledged, "
+            f"{self.acknowledged} operations acknowledged, {self.attempts} numbers sent, "
             f"{self.reads} reads, {self.leader_changes} leader changes, {self.took_s:.0f} s\n"
             f"  steps {steps}\n  killed during {hits}"
         )

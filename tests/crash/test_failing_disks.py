@@ -13,7 +13,7 @@ from tests.crash.processes import NAMES, Cluster
 from tests.crash.server import Status
 
 SYNCS = 40  # of a start, and of the first work after it
-LONG_SYNCS = 400
+LONG_SYNCS = 200
 SENT = 20
 
 pytestmark = pytest.mark.faults
