@@ -212,7 +212,7 @@ class Worker(Client):
     def was_disturbed(self) -> bool:
         """Whether this worker may not have been able to show that it lives."""
         home = self.home
-        if home is None or not self.is_at_home:
+        if home is None or not self.is_at_home or not self.is_active:
             return True
         return self.cluster.world.now_s < self.cluster.disturbed_until_s.get(home.name, 0.0)
 
