@@ -41,7 +41,7 @@ PAUSE_GOAL_MS = 250.0
 OPEN_OPERATORS = 4096
 OPEN_SHARE = 0.5
 CATCH_UP_OPERATORS = 64
-CATCH_UP_MAX_S = 120.0
+CATCH_UP_MAX_S = 300.0
 CATCHING_UP = "catching up, from its start as a process"
 
 

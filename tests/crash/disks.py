@@ -99,6 +99,7 @@ class Faults:
 
     def __init__(self, directory: Path) -> None:
         require("cc")
+        directory.mkdir(parents=True, exist_ok=True)
         self._library = directory / "disk_faults.so"
         self._directory = directory
         run(["cc", "-shared", "-fPIC", "-O1", "-Wall", "-o", self._library, _SOURCE, "-ldl"])
