@@ -108,12 +108,12 @@ def deletion(record: Record) -> Item:
     return Item(record.kind, record.identity, None)
 
 
-def item(record: Record, first_chunk: int) -> Item:
-    """The item that puts a record."""
+def item(record: Record, fields: tuple[Any, ...], first_chunk: int) -> Item:
+    """The item that puts a record, whose `fields_of` are given."""
     if isinstance(record, Session):
         chunks = tuple(record.chunks[first_chunk:])
-        return Item(SESSION, record.session_id, fields_of(record), first_chunk, chunks)
-    return Item(record.kind, record.identity, fields_of(record))
+        return Item(SESSION, record.session_id, fields, first_chunk, chunks)
+    return Item(record.kind, record.identity, fields)
 
 
 def item_bytes(one: Item) -> int:
@@ -175,9 +175,12 @@ def digest_of(one: Item) -> int:
     return _hash(codec.encode_values((META, version, *values)))
 
 
-def digest(record: Record) -> int:
-    """A record's part of the state's digest. Of a session's chunks, hashes those that are new."""
-    values = (record.kind, fields_of(record))
+def digest(record: Record, fields: tuple[Any, ...]) -> int:
+    """A record's part of the state's digest, its `fields_of` given: to make them is half the cost.
+
+    Of a session's chunks, hashes those that are new.
+    """
+    values = (record.kind, fields)
     if not isinstance(record, Session):
         return _hash(codec.encode_values(values))
     data_digest = record.data_digest

@@ -140,13 +140,14 @@ class Capture:
             self._ledger.ended(self)
 
     def _take(self, record: Record) -> Item:
-        self._ledger.redigest(record)
+        fields = layout.fields_of(record)
+        self._ledger.redigest(record, fields)
         record.captured = self.number
         if self._is_whole:
-            return layout.item(record, 0)
+            return layout.item(record, fields, 0)
         first_chunk = max(record.saved, 0)
         record.saved = len(record.chunks) if isinstance(record, Session) else 0
-        return layout.item(record, first_chunk)
+        return layout.item(record, fields, first_chunk)
 
 
 class Ledger:
@@ -243,14 +244,14 @@ class Ledger:
     def digest(self) -> int:
         """The sum of the digests of all records. Costs what changed since it was asked last."""
         for record in list(self._undigested):
-            self.redigest(record)
+            self.redigest(record, layout.fields_of(record))
         self._undigested = {}  # an emptied dict would keep its size
         self.mark += 1
         return self.known_digest & DIGEST_MASK
 
-    def redigest(self, record: Record) -> None:
-        """Bring a record's part of the digest up to date."""
-        digest = layout.digest(record)
+    def redigest(self, record: Record, fields: tuple[Any, ...]) -> None:
+        """Bring a record's part of the digest up to date; `fields` are its `layout.fields_of`."""
+        digest = layout.digest(record, fields)
         change = digest - record.digest
         record.digest = digest
         self.known_digest += change

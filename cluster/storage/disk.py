@@ -17,6 +17,7 @@ import errno
 import fcntl
 import os
 import stat
+import time
 from collections.abc import Sequence
 from typing import Protocol, Self
 
@@ -33,6 +34,8 @@ _BUFFERS_MAX = min(os.sysconf("SC_IOV_MAX"), 1024)
 # other files on the same disk.
 _ZEROS = bytes(1 << 20)
 _ZEROS_A_SYNC = 8
+_ZEROS_A_SYNC_GENTLY = 1
+_GENTLE_PAUSE_FACTOR = 2.0  # the disk is the hot path's for two thirds of the time
 
 
 class File(Protocol):
@@ -68,10 +71,10 @@ class Directory(Protocol):
 
     def open(self, name: str) -> File: ...
 
-    def create(self, name: str, size_bytes: int) -> File:
+    def create(self, name: str, size_bytes: int, *, gently: bool = False) -> File:
         """Make a file full of zeros, with its room on the disk; its name must be new.
 
-        When this fails, there is no file.
+        `gently`: nobody waits for it, and others use the disk. When this fails, there is no file.
         """
 
     def rename(self, old: str, new: str) -> None:
@@ -181,7 +184,7 @@ class OsDirectory:
             raise DiskError.of(path, "open", error) from error
         return OsFile(path, descriptor, status.st_size)
 
-    def create(self, name: str, size_bytes: int) -> OsFile:
+    def create(self, name: str, size_bytes: int, *, gently: bool = False) -> OsFile:
         path = self._path(name)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
         try:
@@ -190,7 +193,7 @@ class OsDirectory:
             raise DiskError.of(path, "create", error) from error
         try:
             os.posix_fallocate(descriptor, 0, size_bytes)
-            _fill_with_zeros(descriptor, size_bytes)
+            _fill_with_zeros(descriptor, size_bytes, gently=gently)
             os.fsync(descriptor)  # not fdatasync: the size and the blocks are news
         except OSError as error:
             os.close(descriptor)
@@ -266,13 +269,18 @@ def _rest(buffers: Sequence[Buffer], written: int) -> Sequence[Buffer]:
     return ()
 
 
-def _fill_with_zeros(descriptor: int, size_bytes: int) -> None:
+def _fill_with_zeros(descriptor: int, size_bytes: int, *, gently: bool) -> None:
     """Write them in truth.
 
     Blocks that are only reserved would be marked as written one by one later, by every fdatasync
     of the hot path.
     """
+    zeros_a_sync = _ZEROS_A_SYNC_GENTLY if gently else _ZEROS_A_SYNC
+    begin_s = time.monotonic()
     for number, offset in enumerate(range(0, size_bytes, len(_ZEROS)), 1):
         _write(descriptor, offset, [memoryview(_ZEROS)[: size_bytes - offset]])
-        if number % _ZEROS_A_SYNC == 0:
+        if number % zeros_a_sync == 0:
             os.fdatasync(descriptor)
+            if gently:
+                time.sleep((time.monotonic() - begin_s) * _GENTLE_PAUSE_FACTOR)
+                begin_s = time.monotonic()

@@ -365,7 +365,8 @@ class JournalFiles:
         name = self._new_spare_name()
         prepared = f"{_PREPARING}{name}"
         try:
-            self._directory.create(prepared, self._settings.segment_bytes).close()
+            size_bytes = self._settings.segment_bytes
+            self._directory.create(prepared, size_bytes, gently=True).close()
         except DiskFullError as error:
             return error
         self._directory.rename(prepared, name)

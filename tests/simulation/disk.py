@@ -171,7 +171,7 @@ class VirtualDirectory:
             raise self.crash()
         return VirtualFile(self, self._path(name), self._find(name, Operation.OPEN))
 
-    def create(self, name: str, size_bytes: int) -> VirtualFile:
+    def create(self, name: str, size_bytes: int, *, gently: bool = False) -> VirtualFile:  # noqa: ARG002
         path = self._path(name)
         is_crash = self.begin(Operation.CREATE, path)
         if name in self._files:

@@ -348,9 +348,9 @@ def test_it_costs_what_changed() -> None:
     asked: list[object] = []
     redigest = ledger.redigest
 
-    def counting(record: Any) -> None:
+    def counting(record: Any, fields: tuple[Any, ...]) -> None:
         asked.append(record)
-        redigest(record)
+        redigest(record, fields)
 
     ledger.redigest = counting  # type: ignore[method-assign]
     machine.state.digest()

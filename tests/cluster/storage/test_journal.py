@@ -75,12 +75,12 @@ class GatedDirectory(OsDirectory):
     def open(self, name: str) -> OsFile:
         return self._gated(super().open(name))
 
-    def create(self, name: str, size_bytes: int) -> OsFile:
+    def create(self, name: str, size_bytes: int, *, gently: bool = False) -> OsFile:
         self.gate.create_count += 1
         assert self.gate.creates.wait(10)
         if self.gate.create_fault is not None:
             raise DiskError.of(f"{self.path}/{name}", "create", self.gate.create_fault)
-        return self._gated(super().create(name, size_bytes))
+        return self._gated(super().create(name, size_bytes, gently=gently))
 
     def _gated(self, file: OsFile) -> OsFile:
         gated = GatedFile(file.path, file._descriptor, file.size_bytes)  # noqa: SLF001 - a test's file
