@@ -79,6 +79,8 @@ class Session:
                 return await self._halt()
             case "fill":
                 return await fill(self._node, command["sessions"])
+            case "settle":
+                return await settle(self._node)
             case "stop":
                 return {}
             case unknown:
@@ -141,6 +143,15 @@ async def fill(node: Node, sessions: int) -> Answer:
     send()
     await done.wait()
     return {"took_s": time.perf_counter() - begin_s, "failures": failures}
+
+
+async def settle(node: Node) -> Answer:
+    """Wait until a checkpoint has all that is applied now."""
+    begin_s = time.perf_counter()
+    index = node.machine.applied_index
+    while node.status().checkpoint_index < index:  # noqa: ASYNC110 - of another task
+        await asyncio.sleep(0.05)
+    return {"took_s": time.perf_counter() - begin_s}
 
 
 async def serve(arguments: dict[str, Any]) -> None:

@@ -239,6 +239,12 @@ class Trio:
         for child in self.children:
             child.answer()
 
+    def ask_all(self, do: str, timeout_s: float) -> list[Answer]:
+        """Have all do the same, and answer what each says."""
+        for child in self.children:
+            child.ask(do)
+        return [child.answer(timeout_s) for child in self.children]
+
     def halt(self, children: Sequence[Child]) -> Figures:
         """End the load of these, and answer what it came to."""
         for child in children:

@@ -70,7 +70,8 @@ class CheckpointSettings:
     """When, and in pieces of which size."""
 
     interval_ms: int = 5_000  # between checkpoints, while anything changes
-    log_bytes: int = 64 * _MIB  # a log of this size asks for one at once
+    # A log of this size asks for one at once, and is not kept for members that are away.
+    log_bytes: int = 64 * _MIB
     log_bytes_max: int = 512 * _MIB  # beyond it no follower is waited for
     piece_bytes: int = 8 * 1024  # captured in one turn of the loop, a few ms at most
     # Pauses between pieces, in times of what the last piece took: batches come first. Without
@@ -234,13 +235,22 @@ class Checkpoints:
             self._kept_bytes = log.size_bytes
 
     def _needed(self, member: Member) -> Iterator[int]:
-        """The last entries that followers within reach have, or will have from a snapshot."""
+        """The last entries that the followers have, or will have from a snapshot.
+
+        One that is away for a moment shall not need a snapshot when it comes back, so a log that
+        is not large yet is kept for it. Of one that has just come back it is not known what it has.
+        """
+        waits_for_absent = member.log.size_bytes < self._settings.log_bytes
         for peer, progress in member.replication.progress.items():
             snapshot_index = self._snapshot_index(peer)
             if snapshot_index is not None:
                 yield snapshot_index
-            elif progress.is_connected and progress.match_index and not progress.needs_snapshot:
+            elif progress.needs_snapshot:
+                continue
+            elif progress.is_connected and progress.match_index:
                 yield progress.match_index
+            elif waits_for_absent:
+                yield progress.match_index or member.log.base_index
 
 
 def _nothing() -> None:

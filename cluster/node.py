@@ -15,7 +15,7 @@ import logging
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -134,7 +134,7 @@ class Node:
         self._checkpoint = checkpoint = CheckpointThread(found.state_file, loop)
         if settings.tunes_collector:
             gc.set_threshold(*_COLLECTOR_THRESHOLDS)
-            gc.freeze()
+            _freeze()
         others = settings.others
         network: Transport | _NoNetwork = _NoNetwork()
         if others:
@@ -162,7 +162,7 @@ class Node:
             settings=settings.replica,
         )
         if settings.tunes_collector:
-            replica.checkpoints.on_written = gc.freeze
+            replica.checkpoints.on_written = _freeze
         if self._transport is not None:
             await self._transport.start()
         self._submit = replica.queue.submit
@@ -215,7 +215,8 @@ class Node:
     async def stop(self) -> None:
         """Take nothing in any more, hand over, answer who waits, write what is left, and leave.
 
-        Bounded by `stop_timeout_ms`; what is not answered by then is told so.
+        Bounded by twice `stop_timeout_ms`: what is not answered after it is told so, and a disk
+        that hangs is not waited for.
         """
         if self._stop_task is None:
             self._stop_task = asyncio.ensure_future(self._stop())
@@ -261,18 +262,32 @@ class Node:
         """Give back what is open. What was promised is on the disk already."""
         if self._replica is not None:
             self._replica.stop()
+        deadline_s = self._loop.time() + self.settings.stop_timeout_ms / 1000
         if self._transport is not None:
-            await self._transport.stop()
+            await self._until(deadline_s, "its connections", self._transport.stop())
+        is_closed = True
         if self._journal is not None:
-            with contextlib.suppress(Exception):  # it has failed before, and that was told
-                await self._journal.close()
+            is_closed = await self._until(deadline_s, "its journal", self._journal.close())
         if self._checkpoint is not None:
             closed: asyncio.Future[Any] = self._loop.create_future()
             self._checkpoint.close(partial(_set_once, closed))
-            await closed
-        if self._directory is not None:
+            is_closed = await self._until(deadline_s, "its checkpoint", closed) and is_closed
+        if self._directory is not None and is_closed:
+            # Else a disk that hangs may still write: nobody else may open it before this process
+            # has ended.
             self._directory.close()
             self._directory = None
+
+    async def _until(self, deadline_s: float, what: str, closing: Awaitable[object]) -> bool:
+        """Wait for something to be closed, and say whether it was by then."""
+        task = asyncio.ensure_future(closing)
+        done, _ = await asyncio.wait([task], timeout=max(deadline_s - self._loop.time(), 0.0))
+        if not done:
+            _log.error("%s does not close %s in time", self.settings.node_id, what)
+            return False
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.warning("%s has closed %s: %s", self.settings.node_id, what, error)
+        return True
 
     async def failure(self) -> Exception:
         """Wait until this node cannot go on, and answer why. It has stopped acknowledging."""
@@ -438,7 +453,7 @@ class Node:
 
     def on_installed(self) -> None:
         if self.settings.tunes_collector:
-            gc.freeze()
+            _freeze()
         if self._listener is not None:
             self._listener.on_installed()
 
@@ -467,6 +482,15 @@ class _NoNetwork:
 
     def is_connected(self, _peer: str) -> bool:
         return False
+
+
+def _freeze() -> None:
+    """Let the collector look no more at what there is now.
+
+    What is garbage in a cycle by then would stay for ever, so what is young is collected before.
+    """
+    gc.collect(1)
+    gc.freeze()
 
 
 def _set_once(future: "asyncio.Future[Any]", result: object) -> None:

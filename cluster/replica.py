@@ -57,6 +57,7 @@ class ReplicaSettings:
     lease_grace_ms: int = 10_000  # for leases after a new leader or a stall, at least
     lease_grace_max_ms: int = 60_000
     stall_ms: int = 1_000  # a pulse that is late by more was a stall
+    transfer_bytes: int = 4 * _MIB  # that a follower may lack when nothing is admitted for it
     uncommitted_bytes: int = 64 * _MIB  # of the leader's log; beyond it batches are declined
 
 
@@ -137,6 +138,7 @@ class Replica:
         self._seen_index = max(self._seen_index, self.applied_index)
         self._apply_is_due = False
         self._is_admitting = True
+        self._is_transferring = False
         self._leads_since_term = 0  # the term whose clock this node runs; 0: it does not
         self._ready_term = 0  # the last one in which this node was ready
         self._streams: dict[str, tuple[int, int]] = {}  # peer -> stream, position of the next
@@ -202,8 +204,9 @@ class Replica:
     def transfer(self, timeout_s: float, then: Callable[[bool], object], to: str = "") -> None:
         """Hand leadership over: to a member, or to the follower that knows most.
 
-        Nothing is admitted meanwhile, so that the log comes to rest and a follower can have all of
-        it (Ongaro's thesis, 3.10). `then` learns whether another leads, or this never did.
+        Nothing is admitted while a follower gets the last entries, so that the log comes to rest
+        and it can have all of it (Ongaro's thesis, 3.10); one that is far behind catches up before
+        that. `then` learns whether another leads, or this never did.
         """
         if not self.member.is_leader:
             then(True)  # noqa: FBT003 - the answer
@@ -213,10 +216,10 @@ class Replica:
             for peer, progress in self.member.replication.progress.items()
             if progress.is_connected and not progress.needs_snapshot and to in {"", peer}
         ]
-        if not near or not self._is_admitting:
+        if not near or self._is_transferring:
             then(False)  # noqa: FBT003 - nobody could take it, or it is being handed over
             return
-        self._is_admitting = False
+        self._is_transferring = True
         self._transfer(self._host.time() + timeout_s, self.member.term, then, to)
 
     def _transfer(
@@ -224,9 +227,11 @@ class Replica:
     ) -> None:
         member = self.member
         if self._stopped or not member.is_leader or member.term != term:
+            self._is_transferring = False
             then(True)  # noqa: FBT003
             return
         if self._host.time() >= deadline_s:
+            self._is_transferring = False
             self._is_admitting = True
             self.queue.restart()
             then(False)  # noqa: FBT003
@@ -237,7 +242,12 @@ class Replica:
             if progress.is_connected and to in {"", peer}
         ]
         if known:
-            member.hand_over(max(known)[1])
+            match_index, peer = max(known)
+            if member.log.size_bytes_after(max(match_index, member.log.base_index)) <= (
+                self._settings.transfer_bytes
+            ):
+                self._is_admitting = False
+            member.hand_over(peer)
         self._host.call_later(_TRANSFER_POLL_S, self._transfer, deadline_s, term, then, to)
 
     # For its network

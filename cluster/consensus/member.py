@@ -158,6 +158,7 @@ class Member:
         self.heard_index = 0
         self._stopped = False
         self._turn_is_due = False
+        self._commit_turn_is_due = False
         self._is_in_turn = False
         self._has_proposals = False
         self._needs_tick = True  # whether a leader's tick would do something
@@ -330,12 +331,27 @@ class Member:
             self._release()
             if has_more:
                 self._observer.on_turn_taken()
-            if self.engine.role is Role.LEADER:
-                self.replication.tell_commit_soon()
+            if (
+                self.engine.role is Role.LEADER
+                and not self._commit_turn_is_due
+                and self.replication.has_commit_to_tell
+            ):
+                # After what is due now: entries may have carried it by then.
+                self._commit_turn_is_due = True
+                self._host.call_soon(self._commit_turn)
         except Exception as error:  # noqa: BLE001 - nothing is certain after it, so nothing goes on
             self._fail(error)
         finally:
             self._is_in_turn = False
+
+    def _commit_turn(self) -> None:
+        self._commit_turn_is_due = False
+        if self._stopped:
+            return
+        try:
+            self.replication.tell_commit()
+        except Exception as error:  # noqa: BLE001 - see `turn`
+            self._fail(error)
 
     def _tick(self) -> None:
         now_s = self._host.time()

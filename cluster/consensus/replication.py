@@ -78,7 +78,6 @@ class Replication:
         self.progress = {peer: Progress(1, is_connected=False) for peer in peers}
         self._term = 0
         self._commit_index = 0
-        self._commit_turn_is_due = False
         self._is_leading = False
         self._encoded: tuple[tuple[int, int, int, int], bytes] = ((0, 0, 0, 0), b"")
 
@@ -145,15 +144,13 @@ class Replication:
             if progress.is_connected:
                 self._pump(peer, progress)
 
-    def tell_commit_soon(self) -> None:
-        """Tell the commit index after what is due now, unless entries have carried it by then."""
-        if self._commit_turn_is_due:
-            return
-        for progress in self.progress.values():
-            if progress.is_connected and progress.commit_told < self._commit_index:
-                self._commit_turn_is_due = True
-                self._host.call_soon(self._commit_turn)
-                return
+    @property
+    def has_commit_to_tell(self) -> bool:
+        """Whether a follower that can be reached does not know the commit index."""
+        return any(
+            progress.is_connected and progress.commit_told < self._commit_index
+            for progress in self.progress.values()
+        )
 
     def heartbeat(self, commit_index: int, quiet_s: float) -> None:
         """Send a sign of life to whom nothing was sent for `quiet_s`."""
@@ -163,8 +160,8 @@ class Replication:
             if progress.is_connected and progress.sent_s <= before_s:
                 self._heartbeat(peer, progress)
 
-    def _commit_turn(self) -> None:
-        self._commit_turn_is_due = False
+    def tell_commit(self) -> None:
+        """Tell the commit index to those whom no entries have carried it to."""
         if not self._is_leading:
             return
         for peer, progress in self.progress.items():

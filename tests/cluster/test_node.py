@@ -2,8 +2,10 @@
 
 import asyncio
 import socket
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ from cluster import (
 from cluster.checkpoints import CheckpointSettings
 from cluster.consensus.member import ConsensusSettings
 from cluster.replica import ReplicaSettings
+from cluster.storage.disk import OsFile
 from cluster.storage.errors import DamagedError, LockedError, WrongIdentityError
 from cluster.storage.journal_files import JournalSettings
 from state import Acquired, Applied, Created, Phase, StateMachine
@@ -260,6 +263,35 @@ async def test_a_state_that_could_not_be_applied_is_not_kept(
         assert node.machine.session((7, b"second")) is not None, "the journal has it"
 
 
+async def test_a_disk_that_hangs_does_not_keep_a_node_from_stopping(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(alone(tmp_path), stop_timeout_ms=300)
+    node = Node(settings)
+    await node.start()
+    await node.wait_until_ready()
+    sync, goes_on = OsFile.sync, threading.Event()
+
+    def hang(self: OsFile) -> None:
+        assert goes_on.wait(30)
+        sync(self)
+
+    monkeypatch.setattr(OsFile, "sync", hang)
+    try:
+        waiting = asyncio.ensure_future(node.submit(New(7, b"a")))
+        await asyncio.sleep(0.05)
+        async with asyncio.timeout(5):
+            await node.stop()
+        with pytest.raises(OperationError, match="stopping") as caught:
+            await waiting
+        assert caught.value.failure.outcome == "unknown"
+        with pytest.raises(LockedError):  # the thread may write yet
+            await Node(settings).start()
+    finally:
+        goes_on.set()
+    await node.journal.close()
+
+
 # Three nodes
 
 
@@ -324,6 +356,27 @@ async def test_a_node_that_was_away_catches_up(tmp_path: Path) -> None:
             await back.wait_until_ready()
             assert back.machine.session_count == 300
             assert back.replica.snapshots.installs == 1
+        finally:
+            await back.stop()
+
+
+async def test_a_node_that_was_away_for_a_moment_needs_no_snapshot(tmp_path: Path) -> None:
+    async with running(trio(tmp_path)) as nodes:
+        away = next(node for node in nodes if not node.is_leader)
+        others = [node for node in nodes if node is not away]
+        await away.stop()
+        for number in range(20):
+            await others[number % 2].submit(New(7, b"%d" % number, bytes(100)))
+        index = others[0].replica.applied_index
+        await until(lambda: all(one.status().checkpoint_index >= index for one in others))
+        back = Node(away.settings)
+        await back.start()
+        try:
+            await back.wait_until_ready()
+            assert back.machine.session_count == 20
+            assert back.replica.snapshots.installs == 0
+            leader = next(node for node in others if node.is_leader)
+            await until(lambda: leader.replica.member.log.base_index >= index)
         finally:
             await back.stop()
 
