@@ -32,7 +32,8 @@ class NodeSettings:
     replica: ReplicaSettings = field(default_factory=ReplicaSettings)
     # How long an operation is tried if its caller does not say.
     timeout_ms: int = 10_000
-    # How long stopping may take: handing over, answering what is on its way, a last checkpoint.
+    # How long stopping may take for handing over, answering what is on its way and a last
+    # checkpoint; and then, once more, for closing what is open.
     stop_timeout_ms: int = 10_000
     # Keep Python's garbage collector away from the state (see docs/design.md). It belongs to the
     # process: who runs other things in it may want to decide for themselves.
