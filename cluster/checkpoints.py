@@ -240,6 +240,7 @@ class Checkpoints:
         One that is away for a moment shall not need a snapshot when it comes back, so a log that
         is not large yet is kept for it. Of one that has just come back it is not known what it has.
         """
+        base_index = member.log.base_index
         waits_for_absent = member.log.size_bytes < self._settings.log_bytes
         for peer, progress in member.replication.progress.items():
             snapshot_index = self._snapshot_index(peer)
@@ -249,8 +250,8 @@ class Checkpoints:
                 continue
             elif progress.is_connected and progress.match_index:
                 yield progress.match_index
-            elif waits_for_absent:
-                yield progress.match_index or member.log.base_index
+            elif waits_for_absent and not 0 < progress.match_index < base_index:
+                yield progress.match_index or base_index  # else it needs a snapshot anyway
 
 
 def _nothing() -> None:

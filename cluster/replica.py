@@ -57,7 +57,6 @@ class ReplicaSettings:
     lease_grace_ms: int = 10_000  # for leases after a new leader or a stall, at least
     lease_grace_max_ms: int = 60_000
     stall_ms: int = 1_000  # a pulse that is late by more was a stall
-    transfer_bytes: int = 4 * _MIB  # that a follower may lack when nothing is admitted for it
     uncommitted_bytes: int = 64 * _MIB  # of the leader's log; beyond it batches are declined
 
 
@@ -243,12 +242,23 @@ class Replica:
         ]
         if known:
             match_index, peer = max(known)
-            if member.log.size_bytes_after(max(match_index, member.log.base_index)) <= (
-                self._settings.transfer_bytes
-            ):
+            if self._is_near(match_index):
                 self._is_admitting = False
             member.hand_over(peer)
         self._host.call_later(_TRANSFER_POLL_S, self._transfer, deadline_s, term, then, to)
+
+    def _is_near(self, match_index: int) -> bool:
+        """Whether a follower lacks no more of what is committed than may be on its way to it.
+
+        However large the load is, a majority has all of that, so somebody always is.
+        """
+        log, commit_index = self.member.log, self.member.engine.commit_index
+        if match_index >= commit_index:
+            return True
+        if match_index < log.base_index:
+            return False
+        lacking_bytes = log.size_bytes_after(match_index) - log.size_bytes_after(commit_index)
+        return lacking_bytes <= self._settings.consensus.window_bytes
 
     # For its network
 

@@ -66,8 +66,6 @@ _DONE, _SEVERAL, _FAILURE = 4, 5, 6
 
 def pack_result(result: Result) -> Any:  # noqa: ANN401 - whatever msgpack can write
     """A result as plain values: an int or None as it is, the others with their tag in front."""
-    if type(result) is int:  # most of them
-        return result
     if result is None or isinstance(result, int):
         return result
     if isinstance(result, Failure):

@@ -35,7 +35,10 @@ _BUFFERS_MAX = min(os.sysconf("SC_IOV_MAX"), 1024)
 _ZEROS = bytes(1 << 20)
 _ZEROS_A_SYNC = 8
 _ZEROS_A_SYNC_GENTLY = 1
-_GENTLE_PAUSE_FACTOR = 2.0  # the disk is the hot path's for two thirds of the time
+# The disk is the hot path's for two thirds of the time; on a slow one for less, because a journal
+# that is being closed waits for the end.
+_GENTLE_PAUSE_FACTOR = 2.0
+_GENTLE_PAUSE_MAX_S = 0.02
 
 
 class File(Protocol):
@@ -282,5 +285,6 @@ def _fill_with_zeros(descriptor: int, size_bytes: int, *, gently: bool) -> None:
         if number % zeros_a_sync == 0:
             os.fdatasync(descriptor)
             if gently:
-                time.sleep((time.monotonic() - begin_s) * _GENTLE_PAUSE_FACTOR)
+                took_s = time.monotonic() - begin_s
+                time.sleep(min(took_s * _GENTLE_PAUSE_FACTOR, _GENTLE_PAUSE_MAX_S))
                 begin_s = time.monotonic()

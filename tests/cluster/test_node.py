@@ -350,14 +350,10 @@ async def test_a_node_that_was_away_catches_up(tmp_path: Path) -> None:
         for number in range(300):
             await others[number % 2].submit(New(7, b"%d" % number, bytes(300)))
         await until(lambda: all(one.replica.member.log.base_index > 250 for one in others))
-        back = Node(away.settings)
-        await back.start()
-        try:
+        async with Node(away.settings) as back:
             await back.wait_until_ready()
             assert back.machine.session_count == 300
             assert back.replica.snapshots.installs == 1
-        finally:
-            await back.stop()
 
 
 async def test_a_node_that_was_away_for_a_moment_needs_no_snapshot(tmp_path: Path) -> None:
@@ -369,16 +365,12 @@ async def test_a_node_that_was_away_for_a_moment_needs_no_snapshot(tmp_path: Pat
             await others[number % 2].submit(New(7, b"%d" % number, bytes(100)))
         index = others[0].replica.applied_index
         await until(lambda: all(one.status().checkpoint_index >= index for one in others))
-        back = Node(away.settings)
-        await back.start()
-        try:
+        async with Node(away.settings) as back:
             await back.wait_until_ready()
             assert back.machine.session_count == 20
             assert back.replica.snapshots.installs == 0
             leader = next(node for node in others if node.is_leader)
             await until(lambda: leader.replica.member.log.base_index >= index)
-        finally:
-            await back.stop()
 
 
 async def test_a_minority_does_nothing_and_says_that_it_is_unknown_or_not_done(

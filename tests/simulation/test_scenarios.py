@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from cluster.checkpoints import CheckpointSettings, Done
+from cluster.consensus.member import ConsensusSettings
 from cluster.replica import ReplicaSettings
 from cluster.storage.errors import StorageError
 from state import Applied, StateMachine
@@ -31,7 +32,7 @@ PLAN = Plan(
 )
 
 
-def play(script: Callable[[Cluster], None], seed: int = 1) -> Outcome:
+def play(script: Callable[[Cluster], None], seed: int = 1, plan: Plan = PLAN) -> Outcome:
     """Run a script on a calm cluster under load; it must come to a peaceful end."""
 
     def whole(cluster: Cluster) -> None:
@@ -39,7 +40,7 @@ def play(script: Callable[[Cluster], None], seed: int = 1) -> Outcome:
         cluster.run(2)
         script(cluster)
 
-    return simulate(seed, PLAN, script=whole)
+    return simulate(seed, plan, script=whole)
 
 
 def leader_of(cluster: Cluster) -> SimNode:
@@ -111,7 +112,11 @@ def test_a_cut_in_one_direction_is_survived(from_leader: bool) -> None:
     play(script)
 
 
-def test_leadership_is_handed_over_under_load() -> None:
+@pytest.mark.parametrize("window_bytes", [1, 16 << 20])
+def test_leadership_is_handed_over_under_load(window_bytes: int) -> None:
+    consensus = ConsensusSettings(window_bytes=window_bytes)
+    plan = replace(PLAN, settings=replace(PLAN.settings, consensus=consensus))
+
     def script(cluster: Cluster) -> None:
         went = 0
         for _ in range(20):
@@ -121,7 +126,33 @@ def test_leadership_is_handed_over_under_load() -> None:
             went += leader_of(cluster) is not before
         assert went >= 19
 
-    play(script)
+    play(script, plan=plan)
+
+
+def test_a_follower_far_behind_catches_up_before_anything_is_refused_for_it() -> None:
+    settings = replace(PLAN.settings, consensus=ConsensusSettings(window_bytes=1_000))
+    settings = replace(settings, checkpoint=CheckpointSettings())
+
+    def script(cluster: Cluster) -> None:
+        leader, behind = leader_of(cluster), follower_of(cluster)
+        replica, host = leader.replica, leader.host
+        assert replica is not None
+        assert host is not None
+        went: list[bool] = []
+        behind.pause(4)
+        cluster.run(1)
+        before = cluster.acknowledged
+        host.run(replica.transfer, 1.0, went.append, behind.name)
+        cluster.run(0.9)
+        assert cluster.acknowledged > before + 20, "operations go on"
+        cluster.run(4)
+        assert went == [False]
+        host.run(replica.transfer, 1.0, went.append, behind.name)
+        cluster.run(1.5)
+        assert went == [False, True]
+        assert leader_of(cluster) is behind
+
+    play(script, plan=replace(PLAN, settings=settings))
 
 
 def test_a_node_that_lost_its_disk_gets_a_snapshot() -> None:
