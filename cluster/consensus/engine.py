@@ -106,8 +106,12 @@ class _Member(Node):  # type: ignore[misc]
     so the hash is not Python's, which differs by process.
     """
 
+    def __init__(self, node_id: str) -> None:
+        super().__init__(node_id)
+        self._hash = crc32c(node_id.encode())  # asked for a dozen times a batch
+
     def __hash__(self) -> int:
-        return crc32c(self.id.encode())
+        return self._hash
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Node) and self.id == other.id

@@ -81,8 +81,11 @@ class JournalSettings:
     segment_bytes: int = 64 * MIB
     # One frame, in memory and on disk; far above any batch, so that only a mistake meets it.
     frame_max_bytes: int = 128 * MIB
-    # Segments kept ready. The second is for a burst during the making of the first.
+    # Segments made ahead. The second is for a burst during the making of the first.
     spares_max: int = 2
+    # Old ones kept for reuse: a rename, where a new one costs the disk all of its bytes. One
+    # checkpoint under full load sets free about three.
+    recycled_max: int = 4
 
     def __post_init__(self) -> None:
         if self.segment_bytes < 2 * PAGE_BYTES or self.segment_bytes % PAGE_BYTES:
@@ -95,8 +98,9 @@ class JournalSettings:
                 f"frame_max_bytes is {self.frame_max_bytes}, and has to be from {PAGE_BYTES} "
                 f"to {1 << 31}"
             )
-        if self.spares_max < 0:
-            raise ValueError(f"spares_max is {self.spares_max}, and has to be 0 or more")
+        for name in ("spares_max", "recycled_max"):
+            if (value := getattr(self, name)) < 0:
+                raise ValueError(f"{name} is {value}, and has to be 0 or more")
 
 
 class Recovered(NamedTuple):
@@ -348,7 +352,7 @@ class JournalFiles:
     def _recycle(self, old: _Old) -> None:
         is_wanted = (
             old.size_bytes == self._settings.segment_bytes
-            and len(self._spares) < self._settings.spares_max
+            and len(self._spares) < self._settings.recycled_max
         )
         if not is_wanted:
             self._directory.remove(old.name)
@@ -380,6 +384,7 @@ class JournalFiles:
         return name
 
     def _adopt_spares(self, names: Sequence[str]) -> None:
+        spares_max = max(self._settings.spares_max, self._settings.recycled_max)
         for name in names:
             if not name.startswith(_SPARE):
                 continue
@@ -391,7 +396,7 @@ class JournalFiles:
             size_bytes = file.size_bytes
             file.close()
             is_usual = size_bytes == self._settings.segment_bytes
-            if is_usual and len(self._spares) < self._settings.spares_max:
+            if is_usual and len(self._spares) < spares_max:
                 self._spares.append(name)
             else:
                 self._directory.remove(name)

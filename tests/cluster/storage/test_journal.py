@@ -22,7 +22,9 @@ from cluster.storage.journal import FSYNC_BUCKETS_S, Journal, JournalFiles, Jour
 from cluster.storage.records import Base, Commit, Entry, Record
 from tests.cluster.storage.journal_model import IDENTITY
 
-SETTINGS = JournalSettings(segment_bytes=1 << 16, frame_max_bytes=1 << 20, spares_max=1)
+SETTINGS = JournalSettings(
+    segment_bytes=1 << 16, frame_max_bytes=1 << 20, spares_max=1, recycled_max=1
+)
 
 
 async def until(condition: Callable[[], bool]) -> None:

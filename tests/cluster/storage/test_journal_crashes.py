@@ -126,6 +126,7 @@ class Run:
             segment_bytes=self.random.choice((8192, 8192, 16_384)),
             frame_max_bytes=1 << 19,
             spares_max=self.random.randint(0, 2),
+            recycled_max=self.random.randint(0, 2),
         )
         if may_end and self.random.random() < 0.3:
             self.directory.crash_after(self.random.randint(1, 20))

@@ -2,6 +2,7 @@
 
 import errno
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -34,7 +35,9 @@ from cluster.storage.segments import FRAME_BYTES, HEADER_BYTES, SECTOR_BYTES, Se
 from tests.cluster.storage.journal_model import IDENTITY, Model, Writer
 from tests.simulation.disk import Operation, VirtualDirectory
 
-SETTINGS = JournalSettings(segment_bytes=8192, frame_max_bytes=1 << 18, spares_max=1)
+SETTINGS = JournalSettings(
+    segment_bytes=8192, frame_max_bytes=1 << 18, spares_max=1, recycled_max=1
+)
 GOLDEN = Path(__file__).parent / "golden" / "segment-v1.hex"
 FIRST, SECOND, THIRD = (f"segment-{number:016}" for number in (1, 2, 3))
 
@@ -550,6 +553,28 @@ def test_segments_go_when_a_base_has_passed_them() -> None:
     assert [index for _, index, _ in opened(directory)[1].entries] == [6, 7, 8, 9]
 
 
+def test_more_old_segments_are_kept_for_reuse_than_new_ones_are_made() -> None:
+    directory = VirtualDirectory()
+    settings = replace(SETTINGS, recycled_max=3)
+    files, _ = opened(directory, settings)
+    for index in range(2, 12):
+        files.append([*entries(index, index, 3000), Commit(index)])
+        files.sync()
+    assert len(names(directory)) == 5
+    assert not names(directory, "spare-")
+    files.reclaim()
+    assert len(names(directory, "spare-")) == 1  # made ahead
+    files.append([Base(11, 1)])
+    files.sync()
+    files.reclaim()
+    assert len(names(directory, "spare-")) == 3
+    assert len(names(directory)) == 1  # the others are gone
+    opened(directory, settings)
+    assert len(names(directory, "spare-")) == 3
+    opened(directory)
+    assert len(names(directory, "spare-")) == 1
+
+
 def test_a_segment_stays_while_a_suffix_of_it_may_be_wanted() -> None:
     """Entries 5 to 7 were cut off, but nothing says so in the segments after them."""
     directory = written(
@@ -666,6 +691,7 @@ def test_closed_is_closed() -> None:
         {"frame_max_bytes": 100},
         {"frame_max_bytes": 1 << 32},
         {"spares_max": -1},
+        {"recycled_max": -1},
     ],
     ids=str,
 )
