@@ -122,6 +122,7 @@ class DoubleQueue:
         self._is_flowing = False  # whether all of confirm was sent in the current stream
         self._stopping: str | None = None
         self._pump_is_due = False
+        self._gave_way = False  # whether the last batch out of the intake had none of it
         self._taken = 0  # operations that ever left the intake
         # Of the barrier in the intake: who waits for it, its deadline, and its place in the intake
         # counted from the first operation ever.
@@ -249,6 +250,15 @@ class DoubleQueue:
         """Whether a batch is on its way."""
         return self._uncommitted > 0
 
+    @property
+    def _batches_max(self) -> int:
+        """How many may be unanswered: half of those whose results are remembered.
+
+        Batches that are committed and not applied count too, because who waits for them is in
+        memory.
+        """
+        return max(self.limits.window_batches // 2, 1)
+
     # On
 
     def _pump_turn(self) -> None:
@@ -261,9 +271,7 @@ class DoubleQueue:
         if not self._is_flowing:
             self._flow()
         settings = self._settings
-        # Batches that are committed and not applied count too: who waits for them is in memory, and
-        # their results are remembered for so many.
-        batches_max = self.limits.window_batches // 2
+        batches_max = self._batches_max
         while self._is_flowing and self._intake and len(self._confirm) < batches_max:
             if self._uncommitted and not (
                 self._uncommitted < settings.pipelined_batches
@@ -275,7 +283,7 @@ class DoubleQueue:
     def hurry(self) -> None:
         """Send a batch now, if only with what the node itself has to say."""
         self.pump()
-        if self._is_flowing and len(self._confirm) < self.limits.window_batches // 2:
+        if self._is_flowing and len(self._confirm) < self._batches_max:
             leading = self._sender.leading_operations()
             if leading:
                 self._send(self._batch(leading, [None] * len(leading)))
@@ -328,12 +336,14 @@ class DoubleQueue:
     def _next_batch(self) -> Batch:
         """A batch out of the intake, which is not empty."""
         limits = self.limits
-        operations = self._sender.leading_operations()
-        waiting: list[Waiting | None] = [None] * len(operations)
+        # A large operation that had no room beside them comes before those of the next time.
+        operations = [] if self._gave_way else self._sender.leading_operations()
+        leading = len(operations)
+        waiting: list[Waiting | None] = [None] * leading
         room = limits.batch_operations
         if self._uncommitted or len(self._intake) >= self._settings.pipeline_from_operations:
             room = min(room, self._settings.batch_operations)
-        room -= len(operations)
+        room -= leading
         room_bytes = limits.batch_bytes - ENVELOPE_BYTES - sum(map(len, operations))
         intake = self._intake
         count = len(intake)
@@ -343,6 +353,7 @@ class DoubleQueue:
             intake.clear()
             self._intake_bytes = self._intake_weight = 0
             self._taken += count
+            self._gave_way = False
             return self._batch(operations, waiting)
         add, take = operations.append, waiting.append
         size_bytes = weight = 0
@@ -360,6 +371,7 @@ class DoubleQueue:
         self._intake_bytes -= size_bytes
         self._intake_weight -= weight
         self._taken += count - len(intake)
+        self._gave_way = len(waiting) == leading
         return self._batch(operations, waiting)
 
     def _batch(self, operations: list[bytes], waiting: list[Waiting | None]) -> Batch:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from cluster.consensus.log import FIRST_INDEX, Recovered
 from cluster.failures import MisalignedError
-from cluster.storage.records import Base, Record
+from cluster.storage.records import Base, Record, Vote
 
 
 def check_presence(*, has_journal: bool, has_checkpoint: bool) -> None:
@@ -55,11 +55,10 @@ def align(
             )
     # A leader's snapshot was installed, and the journal had not been told: what it holds is older,
     # or was never committed.
-    aligned = recovered._replace(
-        base_index=index,
-        base_term=term,
-        entries=(),
-        commit_index=index,
-        term=max(recovered.term, term),
-    )
-    return aligned, (Base(index, term),)
+    records: list[Record] = [Base(index, term)]
+    if term > recovered.term:
+        # As new to the disk as the base is: in the next life too, no older leader is obeyed.
+        recovered = recovered._replace(term=term, voted_for=None)
+        records.insert(0, Vote(term, None))
+    aligned = recovered._replace(base_index=index, base_term=term, entries=(), commit_index=index)
+    return aligned, records

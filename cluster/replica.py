@@ -36,6 +36,7 @@ from cluster.snapshots import Snapshots
 from state import Applied, StateMachine, encode
 from state.codec import decode_header
 from state.errors import Refused
+from state.limits import LIMIT_RANGES
 from state.operations import Tick
 
 _log = logging.getLogger(__name__)
@@ -375,7 +376,9 @@ class Replica:
             header = decode_header(message.batch)
         except Refused as refused:
             raise MalformedMessageError(f"not a batch: {refused.failure}") from refused
-        bound = self.machine.limits.batch_bytes
+        # Of any node's limits: its own may be older or newer than these, and a batch keeps its
+        # bytes. The state machine knows which ones count, and the proposer is answered.
+        bound = LIMIT_RANGES["batch_bytes"].maximum
         if len(message.batch) > bound:
             raise MalformedMessageError(f"a batch of {len(message.batch)} bytes; {bound} is most")
         if header.proposer != peer:

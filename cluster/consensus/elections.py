@@ -31,8 +31,12 @@ class Elections:
         guards: Guards,
         send: Callable[[str, Message], object],
         after_election: Callable[[], None],
+        may_promise: Callable[[], bool],
     ) -> None:
-        """`timeout_s` is the range of how long a leader may be silent."""
+        """`timeout_s` is the range of how long a leader may be silent.
+
+        A node that may not promise, because its disk hangs, neither stands nor agrees.
+        """
         self._node_id = node_id
         self._others = others
         self._engine = engine
@@ -43,6 +47,7 @@ class Elections:
         self._guards = guards
         self._send = send
         self._after_election = after_election
+        self._may_promise = may_promise
         self._timer: Timer | None = None
         self._timer_s = 0.0  # when it is to ring
         self._deadline_s = 0.0
@@ -85,6 +90,8 @@ class Elections:
         self._number += 1  # answers to an earlier question count no more
         self._agreeing.clear()
         self._renew_patience()
+        if not self._may_promise():
+            return
         self.elections += 1
         self._engine.elect()
         self._after_election()
@@ -101,7 +108,8 @@ class Elections:
         engine.observe_term(message.term)
         is_behind = (message.last_term, message.last_index) < (log.last_term, log.last_index)
         hears_leader = self._host.time() - self._heard_s < self._timeout_min_s
-        if engine.role is not Role.LEADER and not hears_leader and not is_behind:
+        is_free = engine.role is not Role.LEADER and not hears_leader and self._may_promise()
+        if is_free and not is_behind:
             self._send(peer, PreVote(engine.term, message.number))
 
     def agreed(self, peer: str, message: PreVote) -> None:
@@ -153,6 +161,8 @@ class Elections:
 
     def _ask(self) -> None:
         self._renew_patience()
+        if not self._may_promise():
+            return
         if not self._guards.pre_vote:
             self.stand()
             return

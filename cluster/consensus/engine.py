@@ -232,6 +232,11 @@ class Engine:
         finally:
             raft.election_is_open = False
 
+    def resign(self) -> None:
+        """Lead no more in this term, as the library does it without a quorum."""
+        self._raft._SyncObj__setState(Role.FOLLOWER)  # noqa: SLF001
+        self._raft._SyncObj__raftLeader = None  # noqa: SLF001
+
     def append(
         self,
         leader: str,

@@ -124,6 +124,11 @@ class Log:
         self._taken.append((self.mark, self.last_index))
         return records
 
+    @property
+    def awaits_disk(self) -> bool:
+        """Whether something was taken to be written and is not known to be durable."""
+        return bool(self._taken)
+
     def written(self) -> None:
         """Say that what was taken first, of what is not durable yet, is durable now."""
         self.durable_mark, durable_index = self._taken.popleft()

@@ -11,6 +11,7 @@ library never sees an entry that the log holds already, and never a commit index
 known to be the leader's.
 """
 
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ from cluster.consensus.messages import (
 from cluster.consensus.replication import Replication
 from cluster.storage.errors import StorageError
 
+_log = logging.getLogger(__name__)
+
 MIB = 1 << 20
 
 
@@ -56,6 +59,9 @@ class ConsensusSettings:
     election_timeout_min_ms: int = 500
     election_timeout_max_ms: int = 1000
     quorum_timeout_ms: int = 1000  # how long a leader believes in itself without a majority
+    # How long it does if its own disk has something to write and answers nothing. Far above what a
+    # busy disk takes: another leader's may be as slow.
+    disk_timeout_ms: int = 3000
     message_bytes: int = MIB  # entries of one message, if more than one
     window_bytes: int = 16 * MIB  # entries on their way to one follower
 
@@ -142,6 +148,7 @@ class Member:
             guards=guards,
             send=self.send,
             after_election=self.turn,
+            may_promise=lambda: not self.disk_hangs,
         )
         self.replication = Replication(
             log,
@@ -156,6 +163,8 @@ class Member:
         self.committed_index = min(self.engine.commit_index, log.durable_index)
         # What the leader has said to be committed, which may be far ahead of this node.
         self.heard_index = 0
+        self._disk_timeout_s = settings.disk_timeout_ms / 1000
+        self._disk_answered_s = 0.0  # or was given something when it had nothing to do
         self._stopped = False
         self._turn_is_due = False
         self._commit_turn_is_due = False
@@ -200,6 +209,12 @@ class Member:
     def leader(self) -> str | None:
         """The leader of the current term, if it is known; it may be this node."""
         return self.engine.leader
+
+    @property
+    def disk_hangs(self) -> bool:
+        """Whether the disk has something to write and has answered nothing for long."""
+        waited_s = self._host.time() - self._disk_answered_s
+        return self.log.awaits_disk and waited_s >= self._disk_timeout_s
 
     # What moves it
 
@@ -327,6 +342,8 @@ class Member:
                     self._tick()
                 self.replication.pump(self.engine.commit_index)
             if self.log.has_records:
+                if not self.log.awaits_disk:
+                    self._disk_answered_s = self._host.time()
                 self._write(self.log.take_records(), self._written)
             self._release()
             if has_more:
@@ -354,14 +371,17 @@ class Member:
             self._fail(error)
 
     def _tick(self) -> None:
-        now_s = self._host.time()
-        if now_s - self._ticked_s > self._sleep_s:
-            # Slept itself: what the followers said meanwhile is still to be read.
+        if self._has_slept:
             for peer in self.others:
                 self._credit(peer)
-        self._ticked_s = now_s
+        self._ticked_s = self._host.time()
         self._needs_tick = self._has_proposals = False
         self.engine.tick()
+
+    @property
+    def _has_slept(self) -> bool:
+        """Whether this leader slept itself: what was said meanwhile is still to be read."""
+        return self._host.time() - self._ticked_s > self._sleep_s
 
     def _tell_leader(self) -> None:
         known = (self.engine.role, self.engine.term, self.engine.leader)
@@ -398,6 +418,10 @@ class Member:
         if self._stopped:
             return
         self._needs_tick = True
+        if self.is_leader and self.others and self.disk_hangs and not self._has_slept:
+            # Nothing commits without its own copy, and its followers would never know.
+            _log.warning("%s leads no more: its disk does not answer", self.node_id)
+            self.engine.resign()
         self.turn()  # also the check of the quorum
         if not self.is_leader:
             return
@@ -416,6 +440,7 @@ class Member:
         if error is not None:
             self._fail(error)
             return
+        self._disk_answered_s = self._host.time()
         self.log.written()
         if self.engine.role is Role.LEADER:
             if not self.others:
@@ -488,10 +513,16 @@ class Member:
         self.heard_index = message.commit_index
         previous_index, previous_term = message.previous_index, message.previous_term
         entries = message.entries
+        verified_index = previous_index + len(entries)
         if previous_index < log.base_index:
-            # What a checkpoint holds is committed, so every leader's log agrees with it.
-            skipped = min(log.base_index - previous_index, len(entries))
-            entries = entries[skipped:]
+            # What is below cannot be compared any more, so no more of it is believed than was said.
+            below = log.base_index - previous_index
+            if below <= len(entries) and entries[below - 1][0] != log.base_term:
+                raise DivergedError(
+                    f"entry {log.base_index} is in a checkpoint in term {log.base_term}, "
+                    f"but {leader} has it in term {entries[below - 1][0]}"
+                )
+            entries = entries[below:]
             previous_index, previous_term = log.base_index, log.base_term
         if log.term_at(previous_index) != previous_term:
             if previous_index <= self._floor:
@@ -502,7 +533,6 @@ class Member:
             engine.append(leader, message.term, (log.last_index, log.last_term), (), 0)
             self.send(leader, Conflict(message.term, previous_index, self._floor + 1))
             return
-        verified_index = previous_index + len(entries)
         new_from = 0
         if self._guards.matching_entries_stay:
             while new_from < len(entries) and (
@@ -532,8 +562,10 @@ class Member:
         else:
             verified_index = max(verified_index, self._verified[2])
             self._verified = (leader, message.term, verified_index)
-        if not entries and self._host.time() - self._acked_s >= self._heartbeat_s / 2:
-            self._acknowledge(is_due=True)  # a sign of life, however slow the disk is
+        # A sign of life, however slow the disk is; entries are acknowledged soon, as a rule.
+        patience_s = self._heartbeat_s * (2 if entries else 0.5)
+        if self._host.time() - self._acked_s >= patience_s:
+            self._acknowledge(is_due=True)
 
     @property
     def _floor(self) -> int:

@@ -1,11 +1,13 @@
 """The double queue by itself: what becomes a batch when, and who is answered what."""
 
+from dataclasses import replace
 from functools import partial
 
 from cluster.failures import Overloaded, Stopping, TimedOut, TooLarge
-from cluster.queues import Batch, DoubleQueue, QueueSettings
+from cluster.queues import ENVELOPE_BYTES, Batch, DoubleQueue, QueueSettings
 from state import Applied, Failure, Result, StateMachine, encode
 from state.codec import decode_header, decode_operations
+from state.limits import LIMITS
 from state.operations import Append, Barrier, New
 from tests.simulation.world import VirtualHost, World
 
@@ -202,6 +204,18 @@ def test_a_batch_is_bounded_by_the_weight_of_what_is_inside() -> None:
     assert bench.sizes == [1, 1, 1]
 
 
+def test_the_shortest_memory_of_results_lets_one_batch_through_at_a_time() -> None:
+    bench = Bench()
+    bench.queue.limits = replace(LIMITS, window_batches=1)
+    bench.submit(1)
+    bench.run()
+    bench.submit(2)
+    bench.run()
+    assert bench.sizes == [1]
+    bench.apply(bench.sent[0][0])
+    assert bench.sizes == [1, 1]
+
+
 def test_what_the_node_has_to_say_comes_first() -> None:
     bench = Bench()
     bench.leading = [encode(Barrier())]
@@ -211,6 +225,20 @@ def test_what_the_node_has_to_say_comes_first() -> None:
     assert [one[0] for one in decode_operations(batch.command)] == [Barrier.code, New.code]
     bench.apply(batch)
     assert 1 in bench.answers
+
+
+def test_what_the_node_has_to_say_never_keeps_a_large_operation_back() -> None:
+    bench = Bench()
+    most_bytes = LIMITS.batch_bytes - ENVELOPE_BYTES - len(encode(Barrier()))
+    large = encode(New(1, None, bytes(most_bytes - 12)))
+    assert most_bytes < len(large) <= most_bytes + len(encode(Barrier()))
+    bench.submit(1)
+    bench.run()
+    bench.queue.submit(large, partial(bench.answer, 2), 10.0)
+    for number in range(3):
+        bench.leading = [encode(Barrier())]  # it takes so long that there is something each time
+        bench.apply(bench.sent[number][0])
+    assert 2 in bench.answers
 
 
 def test_reads_share_a_barrier_while_it_waits() -> None:

@@ -5,7 +5,7 @@ import pytest
 from cluster.consensus.log import Recovered
 from cluster.failures import MisalignedError
 from cluster.recovery import align, check_presence
-from cluster.storage.records import Base
+from cluster.storage.records import Base, Vote
 
 
 def journal(base: tuple[int, int], *terms: int, commit: int | None = None) -> Recovered:
@@ -33,13 +33,23 @@ def test_a_snapshot_ahead_of_the_journal_that_had_not_been_told() -> None:
     aligned, records = align(journal((5, 2), 2, 3), (20, 4))
     assert (aligned.base_index, aligned.base_term, aligned.entries) == (20, 4, ())
     assert (aligned.commit_index, aligned.term) == (20, 4)
-    assert records == (Base(20, 4),)
+    assert records == [Vote(4, None), Base(20, 4)]
+
+
+def test_a_vote_in_an_older_term_than_the_snapshots_is_forgotten() -> None:
+    found = journal((5, 2), 2, 3)._replace(voted_for="b")
+    aligned, records = align(found, (20, 4))
+    assert (aligned.term, aligned.voted_for) == (4, None)
+    assert records == [Vote(4, None), Base(20, 4)]
+    aligned, records = align(found._replace(term=7), (20, 4))
+    assert (aligned.term, aligned.voted_for) == (7, "b")
+    assert records == [Base(20, 4)]
 
 
 def test_a_snapshot_over_a_tail_that_was_never_committed() -> None:
     aligned, records = align(journal((5, 2), 2, 2, 2), (7, 3))
     assert (aligned.base_index, aligned.entries) == (7, ())
-    assert records == (Base(7, 3),)
+    assert records == [Vote(3, None), Base(7, 3)]
 
 
 def test_a_missing_checkpoint_is_refused() -> None:

@@ -50,6 +50,8 @@ class Plan:
         "heal",
         "pause",
         "pause_leader",
+        "hang",
+        "hang_leader",
         "transfer",
     )
     isolation_s: tuple[float, float] = (0.5, 5)
@@ -313,6 +315,8 @@ class Cluster:
                 pause_s = random.uniform(0.1, 4)
                 node.pause(pause_s)
                 self.disturbed_until_s[node.name] = self.world.now_s + pause_s + DISTURBED_S
+            case "hang" | "hang_leader":
+                node.hang(random.uniform(0.1, 6))
             case "transfer":
                 self.transfer()
             case _:

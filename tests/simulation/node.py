@@ -79,6 +79,7 @@ class SimNode:
         self._journal: JournalFiles | None = None
         self._waiting: list[tuple[list[Record], object]] = []
         self._is_writing = False
+        self._hangs_until_s = 0.0
 
     # Life and death
 
@@ -143,6 +144,10 @@ class SimNode:
         if self.host is not None and self.is_up:
             self.host.pause(pause_s)
 
+    def hang(self, hang_s: float) -> None:
+        """Let its disk answer nothing for so long; it outlives the process."""
+        self._hangs_until_s = self.world.now_s + hang_s
+
     def _die(self) -> None:
         assert self.host is not None
         self.is_up = False
@@ -167,7 +172,9 @@ class SimNode:
         except StorageError as error:
             self.host.call_soon(self._answer, waiting, error)
             return
-        self.host.call_later(self.speed.draw(self.world.random), self._sync, waiting)
+        takes_s = self.speed.draw(self.world.random)
+        takes_s = max(takes_s, self._hangs_until_s - self.world.now_s)
+        self.host.call_later(takes_s, self._sync, waiting)
 
     def _sync(self, waiting: list[tuple[list[Record], object]]) -> None:
         assert self._journal is not None

@@ -11,7 +11,10 @@ from cluster.checkpoints import CheckpointSettings, Done
 from cluster.consensus.member import ConsensusSettings
 from cluster.replica import ReplicaSettings
 from cluster.storage.errors import StorageError
-from state import Applied, StateMachine
+from state import Applied, Result, StateMachine, encode
+from state.errors import LimitExceeded
+from state.limits import LIMITS
+from state.operations import New, SetLimits
 from tests.simulation.cluster import Cluster, Outcome, Plan, simulate
 from tests.simulation.disk import Operation
 from tests.simulation.node import SimNode
@@ -93,6 +96,49 @@ def test_a_follower_that_was_cut_off_comes_back_without_an_election() -> None:
         cluster.network.heal()
         cluster.run(5)
         assert (term(cluster), leader_of(cluster)) == (before, leader)
+
+    play(script)
+
+
+def test_a_leader_whose_disk_hangs_makes_room() -> None:
+    def script(cluster: Cluster) -> None:
+        old = leader_of(cluster)
+        old.hang(30)
+        cluster.run(6)
+        assert leader_of(cluster) is not old
+        before = cluster.acknowledged
+        cluster.run(5)
+        assert cluster.acknowledged > before + 50, "the others serve"
+        cluster.run(20)
+        assert leader_of(cluster) is not old
+
+    play(script)
+
+
+def test_a_disk_that_hangs_for_a_moment_unseats_nobody() -> None:
+    def script(cluster: Cluster) -> None:
+        before, leader = term(cluster), leader_of(cluster)
+        for _ in range(3):
+            leader.hang(2)
+            cluster.run(4)
+            follower_of(cluster).hang(2)
+            cluster.run(4)
+        assert (term(cluster), leader_of(cluster)) == (before, leader)
+
+    play(script)
+
+
+def test_followers_whose_disks_hang_stand_for_nothing() -> None:
+    def script(cluster: Cluster) -> None:
+        before, leader = term(cluster), leader_of(cluster)
+        hanging = [node for node in cluster.nodes.values() if node is not leader]
+        for node in hanging:
+            node.hang(20)
+        cluster.run(4)
+        cluster.network.isolate(leader.name)
+        cluster.run(10)
+        assert [node.replica.member.term for node in hanging if node.replica] == [before, before]
+        cluster.network.heal()
 
     play(script)
 
@@ -327,6 +373,24 @@ def test_a_disk_that_fails_stops_its_node_and_loses_nothing(
         cluster.run(5)
         assert victim.name in cluster.failed
         victim.directory.heal()
+
+    play(script)
+
+
+def test_a_batch_that_became_too_large_on_its_way_is_answered() -> None:
+    def script(cluster: Cluster) -> None:
+        follower = follower_of(cluster).replica
+        leader = leader_of(cluster).replica
+        assert follower is not None
+        assert leader is not None
+        leader.queue.submit(encode(SetLimits((("batch_bytes", 65_536),))), lambda _: None, 5.0)
+        cluster.run(1)
+        follower.queue.limits = LIMITS  # as if it had not applied that yet
+        results: list[Result] = []
+        large = encode(New(1, None, bytes(100_000)))
+        follower.queue.submit(large, results.append, 5.0)
+        cluster.run(1)
+        assert isinstance(results[0], LimitExceeded)
 
     play(script)
 

@@ -93,6 +93,23 @@ def test_entries_that_a_checkpoint_holds_are_not_taken_again() -> None:
     assert rig.acknowledged() == 12
 
 
+def test_a_leader_that_contradicts_a_checkpoint_stops_the_node() -> None:
+    rig = Rig(recovered(2, base=(10, 2), commit=10))
+    rig.follow(3, (8, 1), (1, batch(9)), (3, batch(10)), (3, batch(11)))
+    assert isinstance(rig.failure, DivergedError)
+
+
+def test_a_leader_whose_log_ends_below_a_checkpoint_is_not_told_that_it_has_more() -> None:
+    rig = Rig(recovered(base=(10, 2), commit=10))
+    rig.follow(3, (3, 1), (1, batch(4)))
+    rig.sync()
+    assert rig.acknowledged() == 4
+    rig.follow(3, (4, 1))
+    assert rig.take(Appended) == []
+    rig.follow(3, (4, 1), *[(3, batch(index)) for index in range(5, 12)])
+    assert isinstance(rig.failure, DivergedError)
+
+
 # 15: catching up
 
 
