@@ -1,14 +1,16 @@
 """What must hold at every step, and what must hold in the end.
 
-Safety (Raft, figure 3): one leader a term; logs that agree on an entry agree on all before it; a
-committed entry is in every later leader's log, and never changes. Above it: equal states at equal
-indexes. What clients were told is checked by `clients`.
+Safety (Raft, figure 3): one leader a term, elected by a majority; logs that agree on an entry agree
+on all before it; what is committed is on a majority's disks, is in every later leader's log, and
+never changes. Above it: equal states at equal indexes. What clients were told is checked by
+`clients`.
 """
 
 from collections.abc import Iterable
 
 from cluster.consensus.log import NO_OP
 from state import Applied
+from tests.simulation.disks import Disks
 from tests.simulation.node import SimNode
 
 DIGEST_EVERY = 8
@@ -29,7 +31,8 @@ class _Seen:
 class Checks:
     """Looks at all nodes after every step."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: Iterable[str]) -> None:
+        self.disks = Disks(names)
         self.leaders: dict[int, str] = {}  # by term
         self.committed: dict[int, tuple[int, bytes]] = {}  # term and command by index
         self.committed_index = 0
@@ -41,6 +44,7 @@ class Checks:
     def started(self, node: SimNode) -> None:
         assert node.replica is not None
         log = node.replica.member.log
+        self.disks.started(node.name, log)
         self._seen[node.name] = _Seen((log.base_index, log.base_term), log.base_index)
 
     def step(self, nodes: Iterable[SimNode]) -> None:
@@ -68,6 +72,8 @@ class Checks:
         if known is not None:
             raise ViolationError(f"{known} and {node.name} both lead in term {member.term}")
         self.leaders[member.term] = node.name
+        if not self.disks.elects(node.name, member.term):
+            raise ViolationError(f"{node.name} leads in term {member.term} without being elected")
         # What was committed in earlier terms; a late winner of an old term need not have more.
         index = self.committed_index
         while index > 0 and self._commit_terms.get(index, 0) >= member.term:
@@ -95,6 +101,16 @@ class Checks:
             for index in range(first, member.committed_index + 1):
                 self._commit(node, index)
             seen.committed_index = member.committed_index
+            if member.is_leader:
+                self._majority(node, member.committed_index)
+
+    def _majority(self, node: SimNode, index: int) -> None:
+        assert node.replica is not None
+        term = node.replica.member.log.term_at(index)
+        if term is not None and not self.disks.holds(index, term):
+            raise ViolationError(
+                f"{node.name} commits entry {index} of term {term}, which no majority has on disk"
+            )
 
     def _entry(self, node: SimNode, index: int) -> None:
         assert node.replica is not None

@@ -3,7 +3,7 @@
 outcome = simulate(seed)            # raises ViolationError, with the seed in its text
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from cluster.checkpoints import CheckpointSettings
@@ -12,6 +12,7 @@ from cluster.consensus.guards import ALL_GUARDS, Guards
 from cluster.consensus.member import ConsensusSettings
 from cluster.queues import QueueSettings
 from cluster.replica import ReplicaSettings
+from cluster.storage.records import Record
 from state import Applied, Result, encode
 from tests.simulation.checks import Checks, ViolationError
 from tests.simulation.clients import Worker, Writer, is_active, policies
@@ -93,6 +94,8 @@ SPECIAL = {
     15: replace(_CUT_OFF, node_count=5),
     # Nobody hears the leader for longer than it may believe in itself.
     11: Plan(fault_every_s=9, faults=("isolate_leader",), isolation_s=(5, 8)),
+    # What a follower said of a leader's first term comes in its second.
+    5: Plan(node_count=5, fault_every_s=4, faults=("come_back",), writers=1, workers=1),
     # Disks that take their time, and no power, again and again.
     12: Plan(fault_every_s=0.5, faults=("power_all", "power"), disk=(0.02, 0.4, 0.3)),
     # Leaders come and go, and messages of theirs come late, twice, and not in order.
@@ -151,9 +154,9 @@ class Cluster:
         self.seed = seed
         self.plan = plan
         self.world = World(seed)
-        self.checks = Checks()
         self.network = VirtualNetwork(self.world, plan.conditions)
         names = [f"node-{number}" for number in range(plan.node_count)]
+        self.checks = Checks(names)
         self.nodes: dict[str, SimNode] = {}
         for name in names:
             node = SimNode(
@@ -195,6 +198,9 @@ class Cluster:
     def on_started(self, node: SimNode) -> None:
         self.checks.started(node)
 
+    def on_written(self, node: SimNode, records: Sequence[Record]) -> None:
+        self.checks.disks.wrote(node.name, records)
+
     def on_applied(self, node: SimNode, applied: Applied) -> None:
         self.checks.applied(node, applied)
 
@@ -216,7 +222,9 @@ class Cluster:
             reached = sum(self.network.reaches(node.name, other) for other in node.others)
             leads = node.replica is not None and node.replica.member.is_leader
             paused = node.host is not None and node.host.is_paused
-            if not leads or paused or reached >= len(self.nodes) // 2:
+            # What comes late from a hostile network is a sign of life too.
+            hears_the_past = self.network.conditions.hostile_part > 0
+            if not leads or paused or hears_the_past or reached >= len(self.nodes) // 2:
                 self._lonely_since_s.pop(node.name, None)
             elif now_s - self._lonely_since_s.setdefault(node.name, now_s) > LONELY_S:
                 raise ViolationError(f"{node.name} leads, and reaches no majority")
@@ -304,6 +312,9 @@ class Cluster:
             case "isolate" | "isolate_leader" | "isolate_follower":
                 self.network.isolate(node.name)
                 self.world.at(random.uniform(*self.plan.isolation_s), self.network.heal)
+            case "come_back":
+                if leader is not None and self.network.is_whole:
+                    self.play(self.come_back(leader))
             case "one_way":
                 self.network.cut(node.name, other)
                 self.world.at(random.uniform(0.5, 5), self.network.heal)
@@ -338,6 +349,44 @@ class Cluster:
     def revive(self, node: SimNode) -> None:
         if not node.is_up:
             node.start()
+
+    def play(self, script: Iterator[float]) -> None:
+        """Let a script go on, which says for how many seconds it waits."""
+        wait_s = next(script, None)
+        if wait_s is not None:
+            self.world.at(wait_s, self.play, script)
+
+    def come_back(self, first: SimNode) -> Iterator[float]:
+        """Have a leader lose its office and part of its log, and win again.
+
+        All the time a follower's answers to it are held up, so that what was said of the first term
+        comes in the third, when the leader has one other follower of four.
+        """
+        random, network = self.world.random, self.network
+        follower = random.choice(first.others)
+        late = (follower, first.name)
+        network.isolate(first.name, follower)
+        yield random.uniform(0.05, 0.3)
+        network.cut(*late)
+        second = yield from self._next_leader(first)
+        network.heal(but=late)
+        yield random.uniform(0.001, 0.005)
+        network.isolate(second.name, follower)
+        third = yield from self._next_leader(second)
+        if third is first:
+            yield random.choice((0, 0.001, 0.01))
+            rest = [one for one in first.others if one not in {second.name, follower}]
+            network.isolate(random.choice(rest), second.name, follower)
+            yield random.uniform(0.01, 0.3)
+        network.heal()
+
+    def _next_leader(self, before: SimNode) -> Generator[float, None, SimNode]:
+        for _ in range(4000):
+            leader = self.leader()
+            if leader is not None and leader is not before:
+                return leader
+            yield 0.0005
+        return before
 
     def transfer(self) -> None:
         """Have the leader hand over, as `Node` does it."""

@@ -178,14 +178,18 @@ class VirtualNetwork:
     def cut(self, sender: str, receiver: str) -> None:
         self._cuts.add((sender, receiver))
 
-    def isolate(self, name: str) -> None:
-        for other in self._ends:
-            if other != name:
-                self.cut(name, other)
-                self.cut(other, name)
+    def isolate(self, *names: str) -> None:
+        """Cut some off from all the others, not from each other."""
+        for name in names:
+            for other in self._ends:
+                if other not in names:
+                    self.cut(name, other)
+                    self.cut(other, name)
 
-    def heal(self) -> None:
-        cuts, self._cuts = self._cuts, set()
+    def heal(self, but: tuple[str, str] | None = None) -> None:
+        """Mend what is cut, but perhaps one direction, and pass on what was held."""
+        cuts = self._cuts - {but}
+        self._cuts -= cuts
         for sender, receiver in sorted(cuts):
             connection = self._connections.get(frozenset((sender, receiver)))
             if connection is not None:

@@ -24,6 +24,7 @@ JOURNAL = JournalSettings(segment_bytes=16 * 1024)
 class Watcher(Protocol):
     """Who looks at what nodes do."""
 
+    def on_written(self, node: "SimNode", records: Sequence[Record]) -> None: ...
     def on_applied(self, node: "SimNode", applied: Applied) -> None: ...
     def on_leader(self, node: "SimNode") -> None: ...
     def on_started(self, node: "SimNode") -> None: ...
@@ -184,6 +185,9 @@ class SimNode:
             self._journal.reclaim()
         except StorageError as failed:
             error = failed
+        else:
+            for records, _ in waiting:
+                self.watcher.on_written(self, records)
         self._answer(waiting, error)
 
     def _answer(
