@@ -15,14 +15,16 @@ import logging
 import os
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 from cluster.consensus.log import Log, Recovered
+from cluster.consensus.messages import MalformedMessageError
 from cluster.failures import ClusterError, OperationError, Stopping
+from cluster.network.errors import MalformedPayloadError
 from cluster.network.settings import Identity as NetworkIdentity
 from cluster.network.transport import Transport
 from cluster.queues import Callback
@@ -30,8 +32,7 @@ from cluster.recovery import align, check_presence
 from cluster.replica import Replica
 from cluster.settings import NodeSettings
 from cluster.storage.checkpoint import CheckpointThread
-from cluster.storage.disk import OsDirectory
-from cluster.storage.errors import DiskError
+from cluster.storage.disk import OsDirectory, make_directory, sync_directory
 from cluster.storage.journal import Journal, JournalFiles
 from cluster.storage.records import Identity, Incarnation, Record
 from cluster.storage.state_file import StateFile
@@ -45,6 +46,8 @@ _log = logging.getLogger(__name__)
 _COLLECTOR_THRESHOLDS = (20_000, 20, 1_000)
 
 _ENDING = (Store, Remove, Touch, Park, Heartbeat)
+
+_CONNECTIONS = "its connections"
 
 
 class Listener(Protocol):
@@ -76,6 +79,8 @@ class Status:
     sessions: int
     waiting_operations: int
     peers: dict[str, bool]  # whether each is connected
+    # Why no spare segment could be made for the journal; one that has none left may end the node.
+    spare_segment_error: str | None
 
 
 class Node:
@@ -130,7 +135,9 @@ class Node:
     async def _start(self) -> None:
         settings, loop = self.settings, self._loop
         found = await loop.run_in_executor(None, self._recover)
-        self._journal = journal = Journal(found.files)
+        self._journal = journal = Journal(
+            found.files, end_gentle_work=found.directory.end_gentle_work
+        )
         self._checkpoint = checkpoint = CheckpointThread(found.state_file, loop)
         if settings.tunes_collector:
             gc.set_threshold(*_COLLECTOR_THRESHOLDS)
@@ -171,13 +178,10 @@ class Node:
     def _recover(self) -> "_Found":
         """Read the disk. In a thread: a large state takes its time."""
         settings = self.settings
-        journal_path = settings.data_directory / "journal"
-        try:
-            journal_path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DiskError.of(os.fspath(journal_path), "create", error) from error
+        journal_path = os.fspath(settings.data_directory / "journal")
+        make_directory(journal_path)
         # Its lock is the whole node's: whoever holds it may open the checkpoint.
-        self._directory = directory = OsDirectory(os.fspath(journal_path))
+        self._directory = directory = OsDirectory(journal_path)
         state_path = os.fspath(settings.data_directory / "state.db")
         with contextlib.ExitStack() as opened:
             found = StateFile.open(state_path, settings.cluster_id)
@@ -209,8 +213,10 @@ class Node:
             first: list[Record] = [*records, Incarnation(incarnation)]
             files.append(first)
             files.sync()
+            # What a process did that was killed on its way may have its names in memory only.
+            sync_directory(os.fspath(settings.data_directory))
             opened.pop_all()
-        return _Found(log, machine, incarnation, files, state_file)
+        return _Found(log, machine, incarnation, directory, files, state_file)
 
     async def stop(self) -> None:
         """Take nothing in any more, hand over, answer who waits, write what is left, and leave.
@@ -263,32 +269,38 @@ class Node:
         """Give back what is open. What was promised is on the disk already."""
         if self._replica is not None:
             self._replica.stop()
-        deadline_s = self._loop.time() + self.settings.stop_timeout_ms / 1000
+        closing: dict[str, Awaitable[object]] = {}
         if self._transport is not None:
-            await self._until(deadline_s, "its connections", self._transport.stop())
-        is_closed = True
+            closing[_CONNECTIONS] = self._transport.stop()
         if self._journal is not None:
-            is_closed = await self._until(deadline_s, "its journal", self._journal.close())
+            closing["its journal"] = self._journal.close()
         if self._checkpoint is not None:
             closed: asyncio.Future[Any] = self._loop.create_future()
             self._checkpoint.close(partial(_set_once, closed))
-            is_closed = await self._until(deadline_s, "its checkpoint", closed) and is_closed
-        if self._directory is not None and is_closed:
+            closing["its checkpoint"] = closed
+        late = await self._close_all(closing)
+        if self._directory is not None and late <= {_CONNECTIONS}:
             # Else a disk that hangs may still write: nobody else may open it before this process
             # has ended.
             self._directory.close()
             self._directory = None
 
-    async def _until(self, deadline_s: float, what: str, closing: Awaitable[object]) -> bool:
-        """Wait for something to be closed, and say whether it was by then."""
-        task = asyncio.ensure_future(closing)
-        done, _ = await asyncio.wait([task], timeout=max(deadline_s - self._loop.time(), 0.0))
-        if not done:
-            _log.error("%s does not close %s in time", self.settings.node_id, what)
-            return False
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.warning("%s has closed %s after a failure: %s", self.settings.node_id, what, error)
-        return True
+    async def _close_all(self, closing: Mapping[str, Awaitable[object]]) -> set[str]:
+        """Wait for all to be closed, and say which were not in time.
+
+        Side by side: none has less time because another takes long.
+        """
+        tasks = {what: asyncio.ensure_future(one) for what, one in closing.items()}
+        if tasks:
+            await asyncio.wait(tasks.values(), timeout=self.settings.stop_timeout_ms / 1000)
+        node_id, late = self.settings.node_id, set()
+        for what, task in tasks.items():
+            if not task.done():
+                late.add(what)
+                _log.error("%s does not close %s in time", node_id, what)
+            elif not task.cancelled() and (error := task.exception()) is not None:
+                _log.warning("%s has closed %s after a failure: %s", node_id, what, error)
+        return late
 
     async def failure(self) -> Exception:
         """Wait until this node cannot go on, and answer why. It has stopped acknowledging."""
@@ -397,6 +409,7 @@ class Node:
         replica = self.replica
         member = replica.member
         progress = member.replication.progress
+        upkeep_error = self.journal.upkeep_error
         return Status(
             node_id=self.settings.node_id,
             incarnation=replica.incarnation,
@@ -410,6 +423,7 @@ class Node:
             sessions=replica.machine.session_count,
             waiting_operations=replica.queue.depth,
             peers={peer: one.is_connected for peer, one in progress.items()},
+            spare_segment_error=None if upkeep_error is None else str(upkeep_error),
         )
 
     async def wait_until_ready(self, timeout_ms: int | None = None) -> None:
@@ -440,7 +454,10 @@ class Node:
         self.replica.disconnected(peer)
 
     def on_payload(self, peer: str, payload: memoryview) -> None:
-        self.replica.receive(peer, payload)
+        try:
+            self.replica.receive(peer, payload)
+        except MalformedMessageError as error:
+            raise MalformedPayloadError(str(error)) from error
 
     # What the replica tells
 
@@ -471,6 +488,7 @@ class _Found:
     log: Recovered
     machine: StateMachine
     incarnation: int
+    directory: OsDirectory
     files: JournalFiles
     state_file: StateFile
 

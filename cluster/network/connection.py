@@ -64,7 +64,7 @@ class Hub(Protocol):
         """Raise `Refused` unless the hello may be a peer's, and its certificate is."""
 
     def admit(self, hello: Hello) -> None:
-        """Raise `Refused` if an authenticated peer is not wanted."""
+        """Raise `Refused` if a peer is not wanted."""
 
     def opened(self, connection: "Connection") -> None:
         """Both sides have proved who they are. Before the first payload."""
@@ -255,7 +255,7 @@ class Connection(asyncio.BufferedProtocol):
         try:
             answers = handshake.receive(message)
         except RefusedByPeer as error:
-            self.drop(Ending.REFUSED_BY_PEER, error.reason)
+            self.drop(Ending.REFUSED_BY_PEER, self._advice(error))
             return
         except Refused as error:
             self._refuse(error)
@@ -271,6 +271,19 @@ class Connection(asyncio.BufferedProtocol):
             self.has_opened.set_result(True)
             self._hub.opened(self)
 
+    def _advice(self, error: RefusedByPeer) -> str:
+        """What a refusal means, as far as there is something to do about it."""
+        seen = error.seen_incarnation
+        if seen is None:
+            return error.reason
+        # Incarnations grow on a disk; without one they begin with the clock's milliseconds.
+        return (
+            f"{error.reason}: it has seen this node in incarnation {seen}, this one is "
+            f"{self._hub.identity.incarnation}. If its disk is new, its clock is behind: correct "
+            f"the clock, or wait until it has passed {seen} ms since 1970, and start the node "
+            "again. If not, another process has its name"
+        )
+
     def _vet(self, hello: Hello) -> None:
         self._hub.vet(self, hello)
 
@@ -278,7 +291,7 @@ class Connection(asyncio.BufferedProtocol):
         """Say why before it ends: `close` lets those few bytes leave, where `abort` would not."""
         self.refused = error.reason
         if self._handshake.may_explain:
-            self._write_now(frame(encode_refusal(error.reason)))
+            self._write_now(frame(encode_refusal(error.reason, error.seen_incarnation)))
         self._close()
         if self.transport is not None:
             self.transport.close()

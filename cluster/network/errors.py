@@ -8,6 +8,7 @@ NetworkError
 ├── PayloadSizeError        a payload that no frame takes: empty, or too large
 ├── FrameError              what a peer sent is no frame
 │   └── OversizedError      ... because it would be larger than it may be
+├── MalformedPayloadError   what a peer sent makes no sense to the listener, which raises it
 ├── Refused                 a handshake that failed; `reason` says why
 └── RefusedByPeer           ... at the other side, in its words
 
@@ -63,6 +64,10 @@ class OversizedError(FrameError):
         self.limit_bytes = limit_bytes
 
 
+class MalformedPayloadError(NetworkError):
+    """For listeners: the peer is to blame, and not who had to read this."""
+
+
 class Reason(StrEnum):
     """Why a handshake was refused. The words travel, so they never change their meaning."""
 
@@ -78,15 +83,19 @@ class Reason(StrEnum):
 
 
 class Refused(NetworkError):
-    def __init__(self, reason: Reason, detail: str) -> None:
+    """`seen_incarnation` is the later one that was here, if that is the reason."""
+
+    def __init__(self, reason: Reason, detail: str, seen_incarnation: int | None = None) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
+        self.seen_incarnation = seen_incarnation
 
 
 class RefusedByPeer(NetworkError):
-    """`reason` is a `Reason`, or "unknown". Nobody vouches for it."""
+    """`reason` is a `Reason`, or "unknown". Nobody vouches for it, nor for the incarnation."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, seen_incarnation: int | None = None) -> None:
         super().__init__(f"the peer refuses: {reason}")
         self.reason = reason
+        self.seen_incarnation = seen_incarnation

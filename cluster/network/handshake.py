@@ -12,7 +12,7 @@ empty, and TLS has to tell who is there.
 
 A minor version may add elements to the end of a message, which older ones ignore. Another major
 version is refused. A side that refuses says in a last message why: a word for the other's log, that
-nobody vouches for.
+nobody vouches for, and the incarnation that was seen if the other's is an earlier one.
 """
 
 import hmac
@@ -93,9 +93,10 @@ def encode_proof(proof: bytes) -> bytes:
     return _pack([Kind.PROOF, proof])
 
 
-def encode_refusal(reason: Reason) -> bytes:
+def encode_refusal(reason: Reason, seen_incarnation: int | None = None) -> bytes:
     """A last message."""
-    return _pack([Kind.REFUSAL, reason.value])
+    more = [] if seen_incarnation is None else [seen_incarnation]
+    return _pack([Kind.REFUSAL, reason.value, *more])
 
 
 def prove(secret: bytes | None, role: Role, dialer_hello: bytes, acceptor_hello: bytes) -> bytes:
@@ -153,8 +154,11 @@ class Handshake:
         """Take a message, and say what to answer. Raises `Refused` and `RefusedByPeer`."""
         values = _decode(message)
         if values[0] == Kind.REFUSAL:
-            word = values[1] if len(values) > 1 else None
-            raise RefusedByPeer(word if word in list(Reason) else "unknown")
+            word, seen = (*values[1:3], None, None)[:2]
+            raise RefusedByPeer(
+                word if word in list(Reason) else "unknown",
+                seen if _is_number(seen, INCARNATION_MAX) else None,
+            )
         if self.is_done:
             raise Refused(Reason.MALFORMED, "a message after the last one")
         if self.peer is None:

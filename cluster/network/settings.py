@@ -116,14 +116,16 @@ class TransportSettings:
         "A burst leaves at the end of the loop's turn, or when it has this size.",
     )
     send_buffer_bytes: int = bounded(
-        64 * MIB,
+        384 * MIB,
         64 * KIB,
         16 * GIB,
         """Waiting for one peer. Beyond it the connection is dropped: a peer that is this far behind
-        is better served by starting over. A frame that nothing waits before always passes.""",
+        is better served by starting over. A frame that nothing waits before always passes. What
+        consensus has on its way is bounded by itself, far below this unless batches are as large as
+        they may ever be.""",
     )
     unauthenticated_connections: int = bounded(
-        32, 1, 4096, "Of strangers; one more ends the oldest, so that nobody can keep nodes out."
+        32, 1, 4096, "Of strangers; one more ends one, of the host that has most of them."
     )
     backlog_connections: int = bounded(128, 1, 4096, "Connections that wait to be accepted.")
     addresses: int = bounded(8, 1, 64, "Of one name that are tried in one round.")
@@ -200,7 +202,7 @@ class Counters:
     refused_by_peer: int = 0
     timed_out: int = 0  # handshakes that took too long
     crowded_out: int = 0  # strangers ended in favour of later ones
-    malformed: int = 0  # connections that ended with what is no frame
+    malformed: int = 0  # connections that ended with what is no frame, or no payload
     oversized: int = 0  # ... with a frame above the bound
     lost: int = 0  # connections that the peer or the network ended
     silent: int = 0

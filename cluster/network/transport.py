@@ -4,7 +4,8 @@
   dials, and dials again whenever it is lost, with exponential backoff and full jitter; the name is
   resolved anew each time.
 - A newer connection of an authenticated peer replaces the older one: it has come back before this
-  node noticed that it was away. A hello of an earlier incarnation than one seen is refused.
+  node noticed that it was away. A hello of an earlier incarnation than one seen is refused, and
+  told which that was: a node that lost its disk may have a clock that is behind.
 - Payloads of one connection arrive in order and without holes. What was on its way when a
   connection ended is lost, or was delivered, and nobody knows which. Nothing that arrives on a
   connection that was replaced or closed is delivered.
@@ -26,12 +27,14 @@ import math
 import random
 import socket
 import time
+from collections import Counter
 from collections.abc import Coroutine, Iterable, Mapping
 from typing import Any, Protocol
 
 from cluster.network.connection import Connection, Ending
 from cluster.network.errors import (
     BindError,
+    MalformedPayloadError,
     Reason,
     Refused,
     SecurityError,
@@ -61,7 +64,7 @@ _ABSENT = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 class Listener(Protocol):
     """Who uses a transport. Called on its loop.
 
-    None of these may raise; if one does, that ends the connection.
+    None of these may raise, but for what is said below; if one does, that ends the connection.
     """
 
     def on_connected(self, peer: str, incarnation: int) -> None:
@@ -71,7 +74,10 @@ class Listener(Protocol):
         """It cannot, any more; what was sent last may be lost."""
 
     def on_payload(self, peer: str, payload: memoryview) -> None:
-        """A payload, in memory that is used again: copy what is to be kept."""
+        """A payload, in memory that is used again: copy what is to be kept.
+
+        Raises `MalformedPayloadError` of what no peer should send.
+        """
 
 
 class Transport:
@@ -107,7 +113,7 @@ class Transport:
         self._sockets: list[socket.socket] = []
         self._connections: set[Connection] = set()  # also those that are only being closed
         self._tasks: set[asyncio.Task[None]] = set()
-        self._strangers: dict[asyncio.Task[None], Connection] = {}  # oldest first
+        self._strangers: dict[asyncio.Task[None], Connection] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._tick_s = self.settings.keepalive_ms / 1000
         self._silence_ticks = math.ceil(
@@ -215,6 +221,10 @@ class Transport:
                     Reason.CERTIFICATE,
                     f"{node_id!a} shows a certificate for {names_of(certificate)}",
                 )
+        if connection.role is Role.DIALER:
+            # Once more after the proofs; but by then the other side takes what comes for payloads,
+            # and would never learn why it is refused.
+            self.admit(hello)
 
     def admit(self, hello: Hello) -> None:
         seen = self._links[hello.node_id].incarnation
@@ -222,6 +232,7 @@ class Transport:
             raise Refused(
                 Reason.INCARNATION,
                 f"{hello.node_id!a} in incarnation {hello.incarnation}, {seen} was here",
+                seen,
             )
 
     def opened(self, connection: Connection) -> None:
@@ -248,6 +259,8 @@ class Transport:
             self._listener.on_payload(connection.peer, payload)
             # Whoever has kept it is told so, instead of finding other bytes there some day.
             payload.release()
+        except MalformedPayloadError as error:
+            connection.drop(Ending.MALFORMED, str(error))
         except Exception as error:  # noqa: BLE001 - see above
             self._listener_failed(connection.peer, error)
             connection.drop(Ending.LISTENER)
@@ -372,12 +385,24 @@ class Transport:
             return
         self.counters.accepted += 1
         if len(self._strangers) >= self.settings.unauthenticated_connections:
-            oldest, stranger = next(iter(self._strangers.items()))
-            del self._strangers[oldest]
-            stranger.drop(Ending.CROWDED, "others came after it")
-            oldest.cancel()
+            self._crowd_out()
         connection = self._connection(Role.ACCEPTOR, Address(*address[:2]))
         self._spawn(self._welcome(one, connection), connection)
+
+    def _crowd_out(self) -> None:
+        """End one of the strangers in favour of the next."""
+        waiting = [one for one in self._strangers.items() if not one[1].is_open]
+        if not waiting:
+            return  # their tasks are about to end
+        # Of the host that has most, which so ends its own; any of these, so that it helps nobody
+        # to be faster than a node's handshake.
+        hosts = Counter(stranger.address.host for _, stranger in waiting)
+        most = max(hosts.values())
+        crowd = [one for one in waiting if hosts[one[1].address.host] == most]
+        task, stranger = random.choice(crowd)  # noqa: S311 - nothing tells how it has chosen
+        del self._strangers[task]
+        stranger.drop(Ending.CROWDED, "others came after it")
+        task.cancel()
 
     async def _welcome(self, one: socket.socket, connection: Connection) -> None:
         with contextlib.suppress(OSError):  # was dealt with

@@ -10,6 +10,7 @@ not interrupt is a garbage collection, so there is none while a state is loaded.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import threading
@@ -56,6 +57,7 @@ class CheckpointThread:
         self._loop = loop
         self._jobs: SimpleQueue[_Job] = SimpleQueue()
         self._postponed: deque[_Job] = deque()  # copies, until the transaction has ended
+        self._copies: set[CheckpointCopy] = set()  # not released yet; the thread's
         self._number = 0  # of the last copy or arrival
         self._is_closing = False  # set on the loop, read by the thread
         self._is_closed = False  # by the thread
@@ -83,7 +85,7 @@ class CheckpointThread:
         """Make a copy of the checkpoint to be sent away."""
         self._number += 1
         path = f"{self.path}{_COPY}{self._number}"
-        self._ask(lambda: CheckpointCopy(self, self._file, path), then, is_copy=True)
+        self._ask(lambda: self._copy(path), then, is_copy=True)
 
     def copy_to(self, path: str, then: Done) -> None:
         """Make a copy of the checkpoint that stays: a backup."""
@@ -136,6 +138,15 @@ class CheckpointThread:
         while not self._jobs.empty():
             self._answer(self._jobs.get().then, ClosedError(self.path))
 
+    def _copy(self, path: str) -> "CheckpointCopy":
+        copy = CheckpointCopy(self, self._file, path)
+        self._copies.add(copy)
+        return copy
+
+    def forget(self, copy: "CheckpointCopy") -> None:
+        """For a copy, on the thread: it is closed."""
+        self._copies.discard(copy)
+
     def _do(self, job: _Job) -> None:
         try:
             answer = job.work()
@@ -165,6 +176,9 @@ class CheckpointThread:
             for job in self._postponed:
                 self._answer(job.then, ClosedError(self.path))
             self._postponed.clear()
+            # Who has one would come too late to release it, or will never hear that there is one.
+            for copy in list(self._copies):
+                copy.close()
 
     def _go_on(self) -> None:
         if self._is_closing:
@@ -187,6 +201,7 @@ class CheckpointCopy:
     def __init__(self, thread: CheckpointThread, file: StateFile, path: str) -> None:
         self._thread = thread
         self._path = path
+        self._descriptor = -1
         self.index = file.applied_index
         self.term = file.applied_term
         file.copy(path)
@@ -195,8 +210,14 @@ class CheckpointCopy:
             self._descriptor = os.open(path, os.O_RDONLY)
             self.size_bytes = os.fstat(self._descriptor).st_size
             Path(path).unlink()
-        except OSError as error:
-            raise DiskError.of(path, "read", error) from error
+        except BaseException as error:
+            # It is as large as the checkpoint itself, and nobody would have it.
+            self.close()
+            with contextlib.suppress(OSError):  # the first error is the one that matters
+                Path(path).unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise DiskError.of(path, "read", error) from error
+            raise
 
     def read(self, offset: int, size: int, then: Callable[[bytes | StorageError], None]) -> None:
         """A piece of its bytes."""
@@ -204,7 +225,14 @@ class CheckpointCopy:
 
     def release(self) -> None:
         """It is needed no more."""
-        self._thread.ask(self._release, _unheard)
+        self._thread.ask(self.close, _unheard)
+
+    def close(self) -> None:
+        """For the thread: let it go. Closing twice does nothing."""
+        self._thread.forget(self)
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
     def _read(self, offset: int, size: int) -> bytes:
         if self._descriptor < 0:
@@ -216,11 +244,6 @@ class CheckpointCopy:
         if len(data) != size:
             raise DamagedError(self._path, f"{size} bytes are expected, not {len(data)}", offset)
         return data
-
-    def _release(self) -> None:
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
-            os.close(descriptor)
 
 
 class CheckpointArrival:

@@ -18,7 +18,8 @@ import fcntl
 import os
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Protocol, Self
 
 from cluster.storage.errors import ClosedError, DiskError, LockedError
@@ -35,8 +36,8 @@ _BUFFERS_MAX = min(os.sysconf("SC_IOV_MAX"), 1024)
 _ZEROS = bytes(1 << 20)
 _ZEROS_A_SYNC = 8
 _ZEROS_A_SYNC_GENTLY = 1
-# The disk is the hot path's for two thirds of the time; on a slow one for less, because a journal
-# that is being closed waits for the end.
+# The disk is the hot path's for two thirds of the time; on a slow one for less, or a spare segment
+# would not be ready when it is needed.
 _GENTLE_PAUSE_FACTOR = 2.0
 _GENTLE_PAUSE_MAX_S = 0.02
 
@@ -77,7 +78,8 @@ class Directory(Protocol):
     def create(self, name: str, size_bytes: int, *, gently: bool = False) -> File:
         """Make a file full of zeros, with its room on the disk; its name must be new.
 
-        `gently`: nobody waits for it, and others use the disk. When this fails, there is no file.
+        `gently`: nobody waits for it, and others use the disk; it may be refused as `ClosedError`
+        when it is not wanted any more. When this fails, there is no file.
         """
 
     def rename(self, old: str, new: str) -> None:
@@ -149,6 +151,7 @@ class OsDirectory:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self._ends_gentle_work = False  # looked at by the thread that does it
         try:
             self._descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
@@ -196,15 +199,27 @@ class OsDirectory:
             raise DiskError.of(path, "create", error) from error
         try:
             os.posix_fallocate(descriptor, 0, size_bytes)
-            _fill_with_zeros(descriptor, size_bytes, gently=gently)
+            if gently:
+                self._fill_gently(descriptor, size_bytes)
+            else:
+                _fill_with_zeros(descriptor, size_bytes)
             os.fsync(descriptor)  # not fdatasync: the size and the blocks are news
-        except OSError as error:
+        except (OSError, ClosedError) as error:
             os.close(descriptor)
             # A full disk wants its room back. If even this fails, the first error says it all.
             with contextlib.suppress(OSError):
                 os.unlink(name, dir_fd=self._descriptor)
+            if isinstance(error, ClosedError):
+                raise
             raise DiskError.of(path, "create", error) from error
         return OsFile(path, descriptor, size_bytes)
+
+    def end_gentle_work(self) -> None:
+        """Leave what is being made gently: `create` raises `ClosedError`.
+
+        For whoever closes all: on a slow disk a large file takes a minute.
+        """
+        self._ends_gentle_work = True
 
     def rename(self, old: str, new: str) -> None:
         try:
@@ -235,6 +250,15 @@ class OsDirectory:
     def _path(self, name: str) -> str:
         return f"{self.path}/{name}"
 
+    def _fill_gently(self, descriptor: int, size_bytes: int) -> None:
+        begin_s = time.monotonic()
+        for _ in _zeros(descriptor, size_bytes, _ZEROS_A_SYNC_GENTLY):
+            if self._ends_gentle_work:
+                raise ClosedError(self.path)
+            took_s = time.monotonic() - begin_s
+            time.sleep(min(took_s * _GENTLE_PAUSE_FACTOR, _GENTLE_PAUSE_MAX_S))
+            begin_s = time.monotonic()
+
     def _take_lock(self) -> int:
         path = self._path(LOCK_NAME)
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
@@ -251,6 +275,36 @@ class OsDirectory:
             os.close(descriptor)
             raise DiskError.of(path, "lock", error) from error
         return descriptor
+
+
+def make_directory(path: str) -> None:
+    """Make a directory, and those above it that are missing; durable are the names of all.
+
+    One that is there already is left as it is. Raises `DiskError`.
+    """
+    try:
+        one = Path(path)
+        missing: list[Path] = []
+        while not one.exists():
+            missing.append(one)
+            one = one.parent
+        for one in reversed(missing):
+            one.mkdir(exist_ok=True)
+            sync_directory(os.fspath(one.parent))
+    except OSError as error:
+        raise DiskError.of(path, "create", error) from error
+
+
+def sync_directory(path: str) -> None:
+    """Make durable which names a directory has. Raises `DiskError`."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise DiskError.of(path, "sync", error) from error
 
 
 def _write(descriptor: int, offset: int, buffers: Sequence[Buffer]) -> None:
@@ -272,19 +326,19 @@ def _rest(buffers: Sequence[Buffer], written: int) -> Sequence[Buffer]:
     return ()
 
 
-def _fill_with_zeros(descriptor: int, size_bytes: int, *, gently: bool) -> None:
-    """Write them in truth.
+def _fill_with_zeros(descriptor: int, size_bytes: int) -> None:
+    for _ in _zeros(descriptor, size_bytes, _ZEROS_A_SYNC):
+        pass
+
+
+def _zeros(descriptor: int, size_bytes: int, pieces_a_sync: int) -> Iterator[None]:
+    """Write them in truth, and come back after each sync.
 
     Blocks that are only reserved would be marked as written one by one later, by every fdatasync
     of the hot path.
     """
-    zeros_a_sync = _ZEROS_A_SYNC_GENTLY if gently else _ZEROS_A_SYNC
-    begin_s = time.monotonic()
     for number, offset in enumerate(range(0, size_bytes, len(_ZEROS)), 1):
         _write(descriptor, offset, [memoryview(_ZEROS)[: size_bytes - offset]])
-        if number % zeros_a_sync == 0:
+        if number % pieces_a_sync == 0:
             os.fdatasync(descriptor)
-            if gently:
-                took_s = time.monotonic() - begin_s
-                time.sleep(min(took_s * _GENTLE_PAUSE_FACTOR, _GENTLE_PAUSE_MAX_S))
-                begin_s = time.monotonic()
+            yield

@@ -5,8 +5,8 @@ The format, from the outside in (each module has its own tables):
 | Where              | What                                                                     |
 | ------------------ | ------------------------------------------------------------------------ |
 | `journal_files.py` | segment files of a fixed size, numbered without a gap                    |
-| `segments.py`      | in a segment: a header, then frames, numbered through all segments; one  |
-|                    | frame is one write, one checksum, all or nothing                         |
+| `segments.py`      | in a segment: a header, then frames, numbered through all segments; a    |
+|                    | frame has one checksum, and counts as a whole or not at all              |
 | `records.py`       | in a frame: records; in a segment's first frame: the whole small state   |
 
 `outline.py` judges whether records make sense; this module is the thread.
@@ -25,22 +25,29 @@ Why not ...
 Why a thread: fsync blocks, and the event loop must not. One fsync is under way at a time, and what
 arrives meanwhile joins the next frame, so that a busy disk makes larger frames, not a longer queue.
 A second thread makes segments ready, which takes longer than any write may.
+
+A write that is too large for a frame takes several, each durable before the next, and is answered
+after the last. So a crash may leave its beginning, which is what the log was before its last
+changes: no record needs one after it. What a checkpoint or a message promises waits for the answer.
 """
 
 import asyncio
+import logging
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
-from cluster.storage.errors import ClosedError, StorageError
+from cluster.storage.errors import ClosedError, DiskError, StorageError
 from cluster.storage.journal_files import JournalFiles, JournalSettings, Recovered
 from cluster.storage.records import ENTRY_OVERHEAD_BYTES, TEXT_MAX_BYTES, Entry, Record
 
 __all__ = ["Counters", "Journal", "JournalFiles", "JournalSettings", "Recovered"]
+
+_log = logging.getLogger(__name__)
 
 Then = Callable[[StorageError | None], None]
 
@@ -96,9 +103,17 @@ class Journal:
     are references to entries that the log has in memory, and the log is bounded.
     """
 
-    def __init__(self, files: JournalFiles, *, join_max_bytes: int = JOIN_MAX_BYTES) -> None:
+    def __init__(
+        self,
+        files: JournalFiles,
+        *,
+        join_max_bytes: int = JOIN_MAX_BYTES,
+        end_gentle_work: Callable[[], None] | None = None,
+    ) -> None:
+        """`end_gentle_work` is `OsDirectory`'s: a spare segment in the making keeps nobody."""
         self.counters = Counters()
         self._files = files
+        self._end_gentle_work = end_gentle_work
         self._join_max_bytes = min(join_max_bytes, files.payload_max_bytes)
         self._loop = asyncio.get_running_loop()
         self._queue: SimpleQueue[_Write] = SimpleQueue()
@@ -140,8 +155,9 @@ class Journal:
     def write(self, records: Sequence[Record], then: Then) -> None:
         """Have records written; `then` is called in the event loop when they are durable.
 
-        Never blocks. Writes are answered in order; those of one frame together. The records must
-        not be changed any more.
+        Never blocks. Writes are answered in order; those of one frame together. A large write may
+        take several frames, so a crash may leave its first records without the rest. The records
+        must not be changed any more.
         """
         if self._closed is not None:
             self._loop.call_soon(then, ClosedError("the journal"))
@@ -211,7 +227,7 @@ class Journal:
             is_last = writes[-1].is_last
             try:
                 if failure is None:
-                    self._write_frame([record for write in writes for record in write.records])
+                    self._write([record for write in writes for record in write.records])
             except StorageError as error:
                 failure = error
             except Exception as error:  # noqa: BLE001 - told to all who wait, as any failure
@@ -244,9 +260,12 @@ class Journal:
             writes.append(write)
         return writes
 
+    def _write(self, records: Sequence[Record]) -> None:
+        """Make records durable: in one frame nearly always, and in none if it is a flush."""
+        for run in _runs(records, self._files.payload_max_bytes):
+            self._write_frame(run)
+
     def _write_frame(self, records: Sequence[Record]) -> None:
-        if not records:
-            return  # a flush: all before it is durable
         files, counters = self._files, self.counters
         files.append(records)
         begin_s = time.perf_counter()
@@ -265,6 +284,8 @@ class Journal:
             self._upkeep_queue.put(self._files.reclaim)
 
     def _end(self) -> StorageError | None:
+        if self._end_gentle_work is not None:
+            self._end_gentle_work()
         self._upkeep_queue.put(None)
         self._threads[1].join()
         try:
@@ -279,17 +300,53 @@ class Journal:
         while (work := self._upkeep_queue.get()) is not None:
             try:
                 work()
-                self._upkeep_error = None
+                self._note_upkeep(None)
+            except ClosedError:
+                pass  # it was cut short because the journal is being closed
             except StorageError as error:
                 # A full disk can wait. Anything else has broken the files, and the next write is
                 # told.
-                self._upkeep_error = error
+                self._note_upkeep(error)
                 self._upkeep_not_before_s = time.monotonic() + UPKEEP_RETRY_S
+
+    def _note_upkeep(self, error: StorageError | None) -> None:
+        """Keep what came of it, and log what is new: it is tried every few seconds."""
+        before, self._upkeep_error = self._upkeep_error, error
+        if error is None:
+            if before is not None:
+                _log.warning("the journal has its spare segments again")
+        elif _kind(error) != _kind(before):
+            _log.warning(
+                "no spare segment could be made for the journal; the node will end when it needs "
+                "one: %s",
+                error,
+            )
+
+
+def _runs(records: Sequence[Record], max_bytes: int) -> Iterator[Sequence[Record]]:
+    """The records in runs that fit into a frame each; one that never would is alone."""
+    begin = size_bytes = 0
+    for end, record in enumerate(records):
+        record_bytes = _record_bytes(record)
+        if size_bytes + record_bytes > max_bytes and end > begin:
+            yield records[begin:end]
+            begin, size_bytes = end, 0
+        size_bytes += record_bytes
+    if begin < len(records):
+        yield records[begin:]
 
 
 def _size_bytes(records: Sequence[Record]) -> int:
     """An upper bound of what the records take in a frame."""
-    return sum(
-        ENTRY_OVERHEAD_BYTES + len(record.command) if type(record) is Entry else _SMALL_RECORD_BYTES
-        for record in records
-    )
+    return sum(map(_record_bytes, records))
+
+
+def _record_bytes(record: Record) -> int:
+    if type(record) is Entry:
+        return ENTRY_OVERHEAD_BYTES + len(record.command)
+    return _SMALL_RECORD_BYTES
+
+
+def _kind(error: StorageError | None) -> tuple[type, int | None]:
+    """What makes an error another one: its text names another file each time."""
+    return type(error), error.errno if isinstance(error, DiskError) else None

@@ -254,23 +254,24 @@ class JournalFiles:
     def reclaim(self) -> None:
         """Recycle segments that a durable `Base` made needless; have spare ones ready.
 
-        A full disk breaks nothing here: there is no spare segment, and it is told.
+        A full disk breaks nothing here, nor does the end of gentle work: there is no spare segment,
+        and it is told.
         """
         self._check()
-        full: DiskFullError | None = None
+        refused: DiskFullError | ClosedError | None = None
         try:
             while (old := self._take_reclaimable()) is not None:
                 self._recycle(old)
-            while full is None and len(self._spares) < self._settings.spares_max:
-                full = self._prepare_spare()
+            while refused is None and len(self._spares) < self._settings.spares_max:
+                refused = self._prepare_spare()
         except StorageError as error:
             self._failure = error
             raise
         except Exception as error:
             self._failure = StorageError(f"reclaiming failed: {error!r}")
             raise self._failure from error
-        if full is not None:
-            raise full
+        if refused is not None:
+            raise refused
 
     def close(self) -> None:
         """Make durable what was appended, seal it, and give the files back."""
@@ -365,13 +366,13 @@ class JournalFiles:
         with self._lock:
             self._spares.append(name)
 
-    def _prepare_spare(self) -> DiskFullError | None:
+    def _prepare_spare(self) -> DiskFullError | ClosedError | None:
         name = self._new_spare_name()
         prepared = f"{_PREPARING}{name}"
         try:
             size_bytes = self._settings.segment_bytes
             self._directory.create(prepared, size_bytes, gently=True).close()
-        except DiskFullError as error:
+        except (DiskFullError, ClosedError) as error:
             return error
         self._directory.rename(prepared, name)
         with self._lock:

@@ -27,10 +27,16 @@ Frames follow, each at the start of a sector (512 bytes):
 So a frame belongs to one place in one segment: what a recycled file still holds of its earlier
 lives has other tags, and no client can send a command that would pass for a frame.
 
-No sector holds parts of two frames: writing a frame never writes over what is durable, not even
-with the same bytes. The write goes on with zeros to the end of the page, so that the kernel need
-not read the page first; such bytes, those up to the next sector, and the free room are the only
-ones that no checksum covers, and nothing depends on them.
+No sector holds parts of two frames, and a write changes no byte before its frame. It goes on with
+zeros to the end of the page, so that the kernel need not read the page first; such bytes, those up
+to the next sector, and the free room are the only ones that no checksum covers, and nothing depends
+on them.
+
+Below the page cache more is written: the kernel writes back whole pages of 4 KiB, so the sectors of
+a durable frame at the beginning of a page are written again, with the same bytes, when the next
+frame is. What is relied on is that a power cut in the middle of that leaves each sector with its
+old bytes or its new ones, which are the same there. SQLite assumes the same of disks, and calls it
+powersafe overwrite: https://www.sqlite.org/psow.html
 """
 
 import struct

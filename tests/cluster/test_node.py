@@ -1,6 +1,8 @@
 """Nodes on real loops, real disks and a real network."""
 
 import asyncio
+import errno
+import os
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -22,12 +24,15 @@ from cluster import (
 )
 from cluster.checkpoints import CheckpointSettings
 from cluster.consensus.member import ConsensusSettings
+from cluster.network.transport import Transport
 from cluster.replica import ReplicaSettings
-from cluster.storage.disk import OsFile
-from cluster.storage.errors import DamagedError, LockedError, WrongIdentityError
+from cluster.storage.disk import OsDirectory, OsFile
+from cluster.storage.errors import DamagedError, DiskFullError, LockedError, WrongIdentityError
 from cluster.storage.journal_files import JournalSettings
 from state import Acquired, Applied, Created, Phase, StateMachine
-from state.operations import Acquire, Append, New, Remove, SetPolicy, Store, Txn
+from state.limits import LIMIT_RANGES
+from state.operations import Acquire, Append, New, Remove, SetLimits, SetPolicy, Store, Txn
+from tests.cluster.storage.test_journal import slow_upkeep
 
 JOURNAL = JournalSettings(segment_bytes=64 * 1024)
 FAST = ReplicaSettings(
@@ -292,6 +297,81 @@ async def test_a_disk_that_hangs_does_not_keep_a_node_from_stopping(
     await node.journal.close()
 
 
+async def test_connections_that_hang_take_no_time_from_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (settings, *_) = trio(tmp_path)
+    settings = replace(settings, stop_timeout_ms=500)
+    node = Node(settings)
+    await node.start()
+
+    async def hang(_: Transport) -> None:
+        await asyncio.sleep(5)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Transport, "stop", hang)
+        async with asyncio.timeout(2):
+            await node.stop()
+    OsDirectory(str(settings.data_directory / "journal")).close()  # it is not locked
+    assert node._transport is not None  # noqa: SLF001
+    await node._transport.stop()  # noqa: SLF001
+
+
+async def test_a_spare_segment_in_the_making_does_not_keep_a_node_from_stopping(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow_upkeep(monkeypatch)
+    settings = replace(alone(tmp_path), journal=JournalSettings(segment_bytes=1 << 20))
+    node = Node(settings)
+    await node.start()
+    await node.wait_until_ready()
+    async with asyncio.timeout(5):
+        await node.stop()
+    OsDirectory(str(tmp_path / "journal")).close()  # it is not locked
+
+
+async def test_the_names_of_what_a_node_makes_are_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: dict[Path, set[str]] = {}  # what was in each directory when it was synced last
+    fsync = os.fsync
+
+    def sync(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        if path.is_dir():
+            synced[path] = {one.name for one in path.iterdir()}
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    async with Node(alone(tmp_path / "a" / "b")) as node:
+        await node.wait_until_ready()
+        assert synced[tmp_path] == {"a"}
+        assert synced[tmp_path / "a"] == {"b"}
+        assert {"journal", "state.db.new"} <= synced[tmp_path / "a" / "b"]
+        assert "segment-0000000000000001" in synced[tmp_path / "a" / "b" / "journal"]
+    assert "state.db" in synced[tmp_path / "a" / "b"]
+
+
+async def test_a_disk_that_is_too_full_for_a_spare_segment_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Node(alone(tmp_path)) as node:
+        assert node.status().spare_segment_error is None
+        create = OsDirectory.create
+
+        def refuse(
+            self: OsDirectory, name: str, size_bytes: int, *, gently: bool = False
+        ) -> OsFile:
+            if gently:
+                raise DiskFullError(name, "create", OSError(errno.ENOSPC, "No space left"))
+            return create(self, name, size_bytes)
+
+        monkeypatch.setattr(OsDirectory, "create", refuse)
+        for number in range(20):
+            await node.submit(New(7, b"%d" % number, bytes(10_000)))
+        await until(lambda: "No space left" in str(node.status().spare_segment_error))
+
+
 # Three nodes
 
 
@@ -371,6 +451,26 @@ async def test_a_node_that_was_away_for_a_moment_needs_no_snapshot(tmp_path: Pat
             assert back.replica.snapshots.installs == 0
             leader = next(node for node in others if node.is_leader)
             await until(lambda: leader.replica.member.log.base_index >= index)
+
+
+async def test_the_largest_batch_that_may_be_allowed_is_done(tmp_path: Path) -> None:
+    settings = [
+        replace(one, journal=JournalSettings(), replica=ReplicaSettings()) for one in trio(tmp_path)
+    ]
+    async with running(settings) as nodes:
+        names = ("batch_bytes", "chunk_bytes")
+        largest = SetLimits(tuple((name, LIMIT_RANGES[name].maximum) for name in names))
+        await nodes[0].submit(largest)
+        follower = next(node for node in nodes if not node.is_leader)
+        await follower.read()
+        # All of one turn of the loop are a batch.
+        size_bytes = LIMIT_RANGES["batch_bytes"].maximum // 4 - 1024
+        await asyncio.gather(
+            *(follower.submit(New(7, b"%d" % number, bytes(size_bytes))) for number in range(4))
+        )
+        for node in nodes:
+            await node.read()
+            assert node.status().sessions == 4
 
 
 async def test_a_minority_does_nothing_and_says_that_it_is_unknown_or_not_done(

@@ -162,8 +162,10 @@ class Stranger:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def dial(cls, address: Address) -> AsyncIterator[Self]:
-        reader, writer = await asyncio.open_connection(*address)
+    async def dial(cls, address: Address, *, host: str | None = None) -> AsyncIterator[Self]:
+        """Connect, from a certain address of this machine perhaps."""
+        local = None if host is None else (host, 0)
+        reader, writer = await asyncio.open_connection(*address, local_addr=local)
         try:
             yield cls(reader, writer)
         finally:

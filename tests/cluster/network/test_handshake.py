@@ -211,6 +211,21 @@ def test_a_refusal_is_told_in_known_words_only(word: object) -> None:
     assert caught.value.reason == (word if word in list(Reason) else "unknown")
 
 
+@pytest.mark.parametrize("number", [0, 7, 2**63 - 1, -1, 2**63, True, "7", None], ids=repr)
+def test_a_refusal_tells_an_incarnation_if_it_is_one(number: object) -> None:
+    one = dialer()
+    message = msgpack.packb([Kind.REFUSAL, Reason.INCARNATION, number, "what a later version adds"])
+    with pytest.raises(RefusedByPeer) as caught:
+        one.receive(message)
+    told = caught.value.seen_incarnation
+    assert told == (number if number in {0, 7, 2**63 - 1} and number is not True else None)
+
+
+def test_a_refusal_for_an_incarnation_says_which_was_seen() -> None:
+    assert values_of(encode_refusal(Reason.INCARNATION, 9)) == [Kind.REFUSAL, "incarnation", 9]
+    assert values_of(encode_refusal(Reason.SECRET)) == [Kind.REFUSAL, "secret"]
+
+
 def test_a_refusal_that_would_be_taken_for_a_payload_is_not_sent() -> None:
     one = dialer()
     before = one.may_explain

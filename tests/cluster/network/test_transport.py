@@ -20,7 +20,13 @@ import trustme
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cluster.network.errors import BindError, Reason, TlsFilesError
+from cluster.network.errors import (
+    BindError,
+    MalformedPayloadError,
+    Reason,
+    RefusedByPeer,
+    TlsFilesError,
+)
 from cluster.network.frames import HEADER_BYTES, PING, frame
 from cluster.network.handshake import Kind, Role, encode_proof
 from cluster.network.settings import Address, Security, TlsFiles
@@ -217,8 +223,9 @@ async def test_an_earlier_incarnation_is_refused_and_a_later_one_replaces() -> N
         Stranger.dial(b.address) as later,
     ):
         await first.shake(handshake(Role.DIALER, "a", incarnation=5))
-        with pytest.raises(Exception, match="the peer refuses: incarnation"):
+        with pytest.raises(RefusedByPeer, match="the peer refuses: incarnation") as caught:
             await stale.shake(handshake(Role.DIALER, "a", incarnation=4))
+        assert caught.value.seen_incarnation == 5
         assert await stale.is_hung_up()
         assert b.transport.is_connected("a")
         await later.shake(handshake(Role.DIALER, "a", incarnation=6))
@@ -234,9 +241,38 @@ async def test_a_dialer_too_refuses_an_earlier_incarnation() -> None:
         async with Node("a", {"b": address}) as a:
             await a.has_met("b")
             await b.transport.stop()
-            async with Node("b", {"a": NOWHERE}, bind=address, incarnation=6):
+            async with Node("b", {"a": NOWHERE}, bind=address, incarnation=6) as earlier:
                 await a.has_counted(2, "refused_incarnation")
                 assert a.listener.events == [("+", "b", 7), ("-", "b")]
+                # It is told so, instead of seeing a peer that comes and goes.
+                await earlier.has_counted(2, "refused_by_peer")
+                assert earlier.listener.events == []
+
+
+@pytest.mark.parametrize("dials", [True, False], ids=["dials", "is dialed"])
+async def test_a_node_that_is_locked_out_says_why_and_what_to_do(
+    dials: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    name, other = ("a", "b") if dials else ("b", "a")
+    seen, back = 1_700_000_000_000, 1_600_000_000_000  # the disk was lost, and the clock is behind
+    async with contextlib.AsyncExitStack() as stack:
+        ends: dict[str, Node] = {}
+        for node_id in ("b", "a"):
+            peers = {"a": NOWHERE} if node_id == "b" else {"b": ends["b"].address}
+            node = Node(node_id, peers, incarnation=seen if node_id == name else 1)
+            ends[node_id] = await stack.enter_async_context(node)
+        await ends[other].has_met(name)
+        await ends[name].transport.stop()
+        address = ends[name].address
+        peers = {other: ends[other].address if dials else NOWHERE}
+        async with Node(name, peers, bind=address, incarnation=back) as node:
+            await node.has_counted(1, "refused_by_peer")
+            assert node.listener.events == []
+    lines = [one.getMessage() for one in caplog.records]
+    text = next(line for line in lines if "refused_by_peer" in line)
+    assert f"incarnation: it has seen this node in incarnation {seen}, this one is {back}" in text
+    assert "correct the clock" in text
+    assert f"until it has passed {seen} ms since 1970" in text
 
 
 async def test_a_silent_peer_is_dropped_and_a_living_one_is_not() -> None:
@@ -288,6 +324,32 @@ async def test_who_does_not_read_costs_no_more_than_the_bound() -> None:
         assert b.counters["overflows"] == 1
         assert not b.transport.is_connected("a")
         await b.listener.until(lambda: ("-", "a") in b.listener.events)
+
+
+@pytest.mark.parametrize("makes_sense", [False, True], ids=["nonsense", "sense"])
+async def test_a_peer_that_talks_nonsense_is_told_from_a_listener_that_fails(
+    makes_sense: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(_peer: str, _payload: memoryview) -> None:
+        if makes_sense:
+            raise ValueError("a defect")
+        raise MalformedPayloadError("it is no message")
+
+    async with (
+        Node("b", {"a": NOWHERE}) as b,
+        Stranger.dial(b.address) as stranger,
+    ):
+        b.listener.payload_hook = refuse
+        await stranger.shake(handshake(Role.DIALER, "a"))
+        stranger.say(b"one", b"two")
+        assert await stranger.is_hung_up()
+        await b.listener.until(lambda: ("-", "a") in b.listener.events)
+        assert b.listener.payloads == [b"one"]
+        counted = (b.counters["malformed"], b.counters["listener_errors"])
+        assert counted == ((0, 1) if makes_sense else (1, 0))
+        assert b.counters["unauthenticated"] == 0
+    assert any(one.exc_info for one in caplog.records) is makes_sense
+    assert ("malformed: it is no message" in caplog.text) is not makes_sense
 
 
 # Strangers
@@ -447,7 +509,10 @@ async def test_strangers_do_not_keep_nodes_out(caplog: pytest.LogCaptureFixture)
         strangers = [await stack.enter_async_context(Stranger.dial(b.address)) for _ in range(20)]
         await b.has_counted(20, "accepted")
         assert b.counters["crowded_out"] == 16
-        assert all([await one.is_hung_up() for one in strangers[:16]])
+        hung_up = [asyncio.create_task(one.is_hung_up()) for one in strangers]
+        await until(lambda: sum(one.done() for one in hung_up) == 16)
+        for one in hung_up:
+            one.cancel()
         a = await stack.enter_async_context(Node("a", {"b": b.address}))
         await a.has_met("b")
         assert b.counters["crowded_out"] == 17
@@ -457,6 +522,66 @@ async def test_strangers_do_not_keep_nodes_out(caplog: pytest.LogCaptureFixture)
         await b.has_counted(41, "accepted")
         assert a.transport.is_connected("b")
         assert len(b.listener.events) == 1
+
+
+async def test_who_comes_often_crowds_out_itself() -> None:
+    async with (
+        Node("b", {"a": NOWHERE}, settings=quicker(unauthenticated_connections=4)) as b,
+        Stranger.dial(b.address) as honest,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        shake = handshake(Role.DIALER, "a")
+        honest.say(*shake.opening())
+        (proof,) = shake.receive(await honest.hear())
+        for _ in range(40):  # within its round trip
+            await stack.enter_async_context(Stranger.dial(b.address, host="127.0.0.2"))
+        await b.has_counted(41, "accepted")
+        honest.say(proof)
+        await b.has_met("a")
+        assert b.counters["crowded_out"] == 37
+
+
+async def test_who_is_crowded_out_is_left_to_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def choice(ones: list[Any]) -> Any:
+        asked.append(len(ones))
+        return ones[-1]
+
+    monkeypatch.setattr("cluster.network.transport.random.choice", choice)
+    async with (
+        Node("b", {"a": NOWHERE}, settings=quicker(unauthenticated_connections=4)) as b,
+        Stranger.dial(b.address) as honest,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        for count in range(2, 12):
+            await stack.enter_async_context(Stranger.dial(b.address))
+            await b.has_counted(count, "accepted")
+        await honest.shake(handshake(Role.DIALER, "a"))
+        await b.has_met("a")
+    assert asked == [4] * 7
+
+
+async def test_who_has_just_proved_who_it_is_is_not_crowded_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with (
+        Node("b", {"a": NOWHERE}, settings=quicker(unauthenticated_connections=1)) as b,
+        Stranger.dial(b.address) as honest,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        connected = b.listener.on_connected
+
+        def crowd(peer: str, incarnation: int) -> None:
+            connected(peer, incarnation)
+            stack.enter_context(socket.create_connection(b.address))
+            b.transport._accept(b.transport._sockets[0])  # noqa: SLF001 - as the loop would
+
+        monkeypatch.setattr(b.listener, "on_connected", crowd)
+        await honest.shake(handshake(Role.DIALER, "a"))
+        await b.has_counted(2, "accepted")
+        assert b.transport.is_connected("a")
+        assert b.counters["crowded_out"] == 0
 
 
 async def test_lines_of_the_log_are_few(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,8 +1,10 @@
 """The checkpoint's thread: in order, answered on the loop, and never in the loop's way."""
 
 import asyncio
+import errno
 import gc
 import logging
+import os
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import closing, suppress
@@ -167,6 +169,56 @@ async def test_an_error_of_the_disk_is_answered(thread: CheckpointThread) -> Non
     assert isinstance(await ask(thread.receive_verify, "/nowhere/copy"), DiskError)
     assert isinstance(await ask(thread.install, "/nowhere/copy"), DiskError)
     await written(thread, steps(2).machine)
+
+
+@pytest.mark.parametrize("step", ["digest", "open", "fstat", "unlink"])
+async def test_a_copy_that_fails_half_way_leaves_nothing(
+    thread: CheckpointThread, path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    await written(thread, steps(1).machine)
+
+    def fail(*_: object, **__: object) -> None:
+        undone.undo()
+        raise OSError(errno.EIO, "Input/output error")
+
+    before = descriptors()
+    real_copy = StateFile.copy
+
+    def copy(self: StateFile, to: str) -> None:
+        real_copy(self, to)
+        owner: object = {"digest": Path, "unlink": Path}.get(step, os)
+        undone.setattr(owner, {"digest": "open"}.get(step, step), fail)
+
+    with pytest.MonkeyPatch.context() as undone:
+        monkeypatch.setattr(StateFile, "copy", copy)
+        error = await ask(thread.copy)
+    assert isinstance(error, DiskError)
+    assert error.errno == errno.EIO
+    assert descriptors() == before
+    assert not list(path.parent.glob("*.copy-*"))
+
+
+async def test_a_copy_that_nobody_releases_goes_with_the_thread(
+    thread: CheckpointThread,
+) -> None:
+    await written(thread, steps(1).machine)
+    before = descriptors()
+    copies = [await ask(thread.copy) for _ in range(3)]
+    assert len(descriptors() - before) == 3
+    copies[0].release()
+    assert await ask(thread.close) is None
+    assert not descriptors() & {f"{thread.path}.copy-{number} (deleted)" for number in (1, 2, 3)}
+    copies[1].release()  # comes too late
+    assert isinstance(await ask(copies[2].read, 0, 10), ClosedError)
+
+
+def descriptors() -> set[str]:
+    """Which files this process has open."""
+    found = set()
+    for one in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # that of the listing itself
+            found.add(str(one.readlink()))
+    return found
 
 
 def size_of(path: str) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cluster.storage import disk
-from cluster.storage.disk import OsDirectory
+from cluster.storage.disk import OsDirectory, make_directory
 from cluster.storage.errors import ClosedError, DiskError, DiskFullError, LockedError
 
 HOLD = """
@@ -182,3 +182,55 @@ def test_a_full_disk_is_told_and_keeps_no_half_file(
     with pytest.raises(DiskFullError, match="No space left"):
         directory.create("new", 4096)
     assert directory.names() == []
+
+
+def test_gentle_work_can_be_ended(directory: OsDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces = []
+    fdatasync = os.fdatasync
+
+    def sync(descriptor: int) -> None:
+        pieces.append(descriptor)
+        if len(pieces) == 2:
+            directory.end_gentle_work()
+        fdatasync(descriptor)
+
+    monkeypatch.setattr(os, "fdatasync", sync)
+    with pytest.raises(ClosedError):
+        directory.create("new", 5 << 20, gently=True)
+    assert len(pieces) == 2
+    assert directory.names() == []
+    directory.create("waited for", 5 << 20).close()
+
+
+def test_a_directory_is_made_with_durable_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[tuple[str, Path]] = []
+    mkdir, fsync = Path.mkdir, os.fsync
+
+    def make(self: Path, *, exist_ok: bool) -> None:
+        done.append(("made", self))
+        mkdir(self, exist_ok=exist_ok)
+
+    def sync(descriptor: int) -> None:
+        done.append(("synced", Path(f"/proc/self/fd/{descriptor}").readlink()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(Path, "mkdir", make)
+    monkeypatch.setattr(os, "fsync", sync)
+    make_directory(str(tmp_path / "a" / "b"))
+    expected = [
+        ("made", tmp_path / "a"),
+        ("synced", tmp_path),
+        ("made", tmp_path / "a" / "b"),
+        ("synced", tmp_path / "a"),
+    ]
+    assert done == expected
+    make_directory(str(tmp_path / "a" / "b"))
+    assert done == expected
+
+
+def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(DiskError, match=f"cannot create {tmp_path}/file/a/b: Not a directory"):
+        make_directory(str(tmp_path / "file" / "a" / "b"))

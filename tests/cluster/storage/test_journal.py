@@ -3,12 +3,17 @@
 import asyncio
 import contextlib
 import errno
+import logging
+import os
+import shutil
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import pytest
 
+from cluster.storage import disk, journal
 from cluster.storage.disk import Buffer, OsDirectory, OsFile
 from cluster.storage.errors import (
     ClosedError,
@@ -19,8 +24,8 @@ from cluster.storage.errors import (
     TooLargeError,
 )
 from cluster.storage.journal import FSYNC_BUCKETS_S, Journal, JournalFiles, JournalSettings, Then
-from cluster.storage.records import Base, Commit, Entry, Record
-from tests.cluster.storage.journal_model import IDENTITY
+from cluster.storage.records import Base, Commit, Entry, Record, Truncate, Vote
+from tests.cluster.storage.journal_model import IDENTITY, Model
 
 SETTINGS = JournalSettings(
     segment_bytes=1 << 16, frame_max_bytes=1 << 20, spares_max=1, recycled_max=1
@@ -118,12 +123,12 @@ class Answers:
 class Place:
     """A journal on a real disk, and all that holds it up."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, settings: JournalSettings = SETTINGS) -> None:
         self.gate = Gate()
         self.answers = Answers()
         self.directory = GatedDirectory(str(path), self.gate)
-        self.files, _ = JournalFiles.open(self.directory, IDENTITY, SETTINGS)
-        self.journal = Journal(self.files)
+        self.files, _ = JournalFiles.open(self.directory, IDENTITY, settings)
+        self.journal = Journal(self.files, end_gentle_work=self.directory.end_gentle_work)
         self._index = 1
 
     def write(self, number: int, size_bytes: int = 10) -> None:
@@ -196,6 +201,76 @@ async def test_a_join_is_bounded(place: Place) -> None:
     await place.answers.wait(7)
     assert place.journal.counters.frames == 1 + 3
     assert [number for number, _ in place.answers.got] == [-1, *range(6)]
+
+
+async def test_a_write_that_is_too_large_for_a_frame_takes_several(place: Place) -> None:
+    await place.hold_a_sync()
+    place.write(1)
+    # Two of these fit into a frame.
+    records = [Entry(index, 1, bytes(400_000)) for index in range(4, 9)]
+    place.journal.write([*records, Commit(8)], place.answers.then(2))
+    place.journal.write([Entry(9, 1, bytes(10))], place.answers.then(3))
+    place.gate.syncs.set()
+    await place.answers.wait(4)
+    assert place.answers.got == [(-1, None), (1, None), (2, None), (3, None)]
+    assert place.journal.counters.frames == place.journal.counters.fsyncs == 1 + 1 + 3 + 1
+    await place.journal.close()
+    assert place.recovered() == [10, 10, *[400_000] * 5, 10]
+
+
+async def test_a_large_write_is_answered_when_all_of_it_is_durable(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = [Entry(index, 1, bytes(700_000)) for index in range(2, 5)]
+    steps: list[int] = []
+
+    def sync(_: str) -> None:
+        steps.append(len(place.answers.got))
+        if len(steps) == 6:  # a segment's begin and a frame, for each of them
+            raise DiskError.of("/", "sync", OSError(errno.EIO, "Input/output error"))
+
+    await until(lambda: not place.files.wants_reclaim)
+    monkeypatch.setattr(place.gate, "sync", sync)
+    place.journal.write(records, place.answers.then(1))
+    await place.answers.wait(1)
+    assert steps == [0] * 6
+    assert isinstance(place.answers.got[0][1], DiskError)
+
+
+async def test_a_kill_between_the_frames_of_a_write_leaves_its_beginning(
+    place: Place,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before: list[Record] = [Entry(index, 1, b"old") for index in range(2, 6)]
+    place.journal.write(before, place.answers.then(1))
+    await place.answers.wait(1)
+    # Another leader had other entries; all of them became committed, and are in a checkpoint.
+    records: list[Record] = [Vote(2, "viola"), Truncate(4)]
+    records += [Entry(index, 2, bytes(500_000)) for index in range(4, 10)]
+    records += [Commit(9), Base(8, 2)]
+    left: list[Path] = []
+
+    def sync(_: str) -> None:
+        left.append(tmp_path_factory.mktemp("left"))
+        shutil.copytree(tmp_path, left[-1], dirs_exist_ok=True)
+
+    await until(lambda: not place.files.wants_reclaim)
+    monkeypatch.setattr(place.gate, "sync", sync)
+    place.journal.write(records, place.answers.then(2))
+    await place.answers.wait(2)
+    await place.journal.close()
+    begun = Model().after(before)
+    beginnings = [begun.after(records[:count]).recovered() for count in range(len(records) + 1)]
+    counts = []
+    for path in left:
+        with OsDirectory(str(path)) as directory:
+            files, recovered = JournalFiles.open(directory, IDENTITY, SETTINGS)
+            files.close()
+            counts.append(beginnings.index(recovered))
+    # A segment is begun, then two large entries fit into each frame.
+    assert list(dict.fromkeys(counts)) == [0, 4, 6, len(records)]
 
 
 async def test_a_failed_sync_is_never_tried_again(place: Place) -> None:
@@ -375,6 +450,67 @@ async def test_a_full_disk_refuses_spare_segments_only(place: Place) -> None:
     assert {error for _, error in place.answers.got} == {None}
     # The first segment and the spare; then this one, asked for twice at most: it can wait now.
     assert place.gate.create_count in {3, 4}
+
+
+async def test_the_log_tells_once_why_there_is_no_spare_segment_and_once_that_there_is(
+    place: Place, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "UPKEEP_RETRY_S", 0.0)
+    await until(lambda: not place.files.wants_reclaim)
+    place.gate.creates.clear()
+    for number in range(6):  # into the spare segment
+        place.write(number, size_bytes=15_000)
+        await place.journal.flush()
+    place.gate.create_fault = OSError(errno.ENOSPC, "No space left on device")
+    place.gate.open()
+
+    async def tried_again(times: int) -> None:
+        count = place.gate.create_count
+        while place.gate.create_count < count + times:
+            place.write(0)
+            await place.journal.flush()
+
+    await tried_again(4)
+    place.gate.create_fault = OSError(errno.EDQUOT, "Disk quota exceeded")
+    await tried_again(4)
+    place.gate.create_fault = None
+    await tried_again(1)
+    await until(lambda: place.journal.upkeep_error is None)
+    assert [record.levelno for record in caplog.records] == [logging.WARNING] * 3
+    full, quota, over = (record.getMessage() for record in caplog.records)
+    assert "No space left on device" in full
+    assert "Disk quota exceeded" in quota
+    assert "spare segments again" in over
+
+
+async def test_closing_does_not_wait_for_a_spare_segment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    slow_upkeep(monkeypatch)
+    place = Place(tmp_path, JournalSettings(segment_bytes=1 << 20))
+    place.write(1)
+    await place.answers.wait(1)
+    await until(lambda: any(name.startswith("preparing-") for name in place.directory.names()))
+    async with asyncio.timeout(2):  # the segment takes ten times that
+        await place.journal.close()
+    assert place.directory.names() == ["segment-0000000000000001"]
+    assert place.journal.upkeep_error is None
+    assert caplog.records == []
+    assert place.recovered() == [10]
+    place.directory.close()
+
+
+def slow_upkeep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a disk make segments slowly."""
+    fdatasync = os.fdatasync
+
+    def slow(descriptor: int) -> None:
+        if threading.current_thread().name == "journal-upkeep":
+            time.sleep(0.1)
+        fdatasync(descriptor)
+
+    monkeypatch.setattr(os, "fdatasync", slow)
+    monkeypatch.setattr(disk, "_ZEROS", bytes(4096))
 
 
 async def test_a_loop_that_is_gone_ends_the_threads(tmp_path: Path) -> None:
