@@ -4,11 +4,16 @@ The leader sends a copy of its checkpoint in chunks, each when the follower has 
 one; the follower verifies all of it before anything of its own is touched, puts it in place of its
 checkpoint, and lets its log begin after it. A transfer has a number, and knows how far it has come,
 so a chunk of another one, or out of order, counts for nothing (ENGINE 4, 10, 11, 12, 14, 16, 21).
+
+A follower may be unable to take a snapshot: it has no room, or what arrived cannot be loaded. It
+says how far it had come, and by that the leader knows which of the two it was. Each try costs the
+leader a copy of the whole checkpoint, so between tries that lead to nothing it pauses, longer and
+longer. A new connection is a new beginning: it may be a new life, with room.
 """
 
 import logging
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from cluster.checkpoints import Arrival, CheckpointSettings, Copy, Store
 from cluster.consensus.host import Host
@@ -19,6 +24,8 @@ from state import StateMachine
 
 _LOADING_FACTOR = 20  # a large state takes its time to be copied and to be loaded
 _RESEND_S = 1.0  # without an answer, which the disk of a follower may take its time for
+_PAUSE_MIN_S = 1.0  # after a first try that led to nothing; it doubles from there
+_PAUSE_MAX_S = 60.0  # a disk that has room again is noticed within this; one line of the log each
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +49,6 @@ class _Sending:
 
     __slots__ = (
         "copy",
-        "has_failed",
         "moved_s",
         "number",
         "read_offset",
@@ -53,11 +59,17 @@ class _Sending:
     def __init__(self, number: int, now_s: float) -> None:
         self.number = number
         self.copy: Copy | None = None
-        self.has_failed = False
         self.read_offset = 0
         self.written_offset = 0
         self.moved_s = now_s  # when the follower's end moved
         self.sent_s = now_s
+
+
+class _Pause(NamedTuple):
+    """A peer is offered nothing for a while."""
+
+    length_s: float
+    until_s: float
 
 
 class _Receiving:
@@ -86,9 +98,11 @@ class Snapshots:
         self._settings = settings
         self._number = 0
         self._sending: dict[str, _Sending] = {}
+        self._pauses: dict[str, _Pause] = {}  # the last one of each peer since one was of use
         self._receiving: _Receiving | None = None
         self._is_installing = False
         self.sent = 0
+        self.refused = 0  # by followers that could not take it
         self.installs = 0
 
     def stop(self) -> None:
@@ -101,10 +115,12 @@ class Snapshots:
         """Lead no more: the next leader will know what its followers need."""
         for peer in list(self._sending):
             self._end(peer)
+        self._pauses.clear()
 
     def disconnected(self, peer: str) -> None:
         """Forget what was on its way to or from a peer: the rest will not come."""
         self._end(peer)
+        self._pauses.pop(peer, None)
         receiving = self._receiving
         if receiving is not None and receiving.leader == peer and not receiving.is_whole:
             self._drop()
@@ -117,8 +133,9 @@ class Snapshots:
     # The leader's side
 
     def offer(self, peer: str) -> None:
-        """Begin a transfer, unless one is on its way."""
-        if peer in self._sending:
+        """Begin a transfer, unless one is on its way; in a pause `look` will, after it."""
+        pause = self._pauses.get(peer)
+        if peer in self._sending or (pause is not None and self._host.time() < pause.until_s):
             return
         # Numbers of different terms and leaders must differ for the follower.
         self._number += 1
@@ -126,12 +143,18 @@ class Snapshots:
         self._store.copy(lambda copy: self._copied(peer, sending, copy))
 
     def _copied(self, peer: str, sending: _Sending, copy: Copy | StorageError) -> None:
-        if isinstance(copy, StorageError):
-            _log.error("no copy of the checkpoint could be made for %s: %s", peer, copy)
-            sending.has_failed = True  # `look` ends it, and another may begin
-            return
         if self._sending.get(peer) is not sending:
-            copy.release()
+            if not isinstance(copy, StorageError):
+                copy.release()
+            return
+        if isinstance(copy, StorageError):
+            self._end(peer)
+            _log.error(
+                "no copy of the checkpoint could be made for %s: %s; the next try is in %.0f s",
+                peer,
+                copy,
+                self._pause(peer),
+            )
             return
         sending.copy = copy
         self._send_offer(peer, sending, copy)
@@ -168,40 +191,84 @@ class Snapshots:
         if self._sending.get(peer) is not sending:
             return
         if isinstance(data, StorageError):
-            _log.error("the copy of the checkpoint for %s could not be read: %s", peer, data)
-            sending.has_failed = True
+            self._end(peer)
+            _log.error(
+                "a copy of the checkpoint for %s could not be read: %s; the next try is in %.0f s",
+                peer,
+                data,
+                self._pause(peer),
+            )
             return
         self._owner.member.send(peer, Chunk(self._owner.member.term, sending.number, offset, data))
 
     def installed(self, peer: str, message: Installed) -> None:
-        """End a transfer: the follower has the snapshot, or needs none."""
+        """End a transfer: the follower has the snapshot, needs none, or could not take it."""
         sending = self._sending.get(peer)
         member = self._owner.member
         if (
-            sending is not None
-            and sending.number == message.transfer
-            and message.term == member.term
+            sending is None
+            or sending.copy is None
+            or sending.number != message.transfer
+            or message.term != member.term
         ):
+            return
+        self._end(peer)
+        if message.held_index < sending.copy.index:
+            self._refused(peer, sending, sending.copy)
+        else:
             self.sent += 1
-            self._end(peer)
-            progress = member.replication.progress[peer]
-            progress.restart()
-            held_index = min(message.held_index, member.log.last_index)
-            progress.next_index = max(progress.match_index, held_index) + 1
-            member.need_turn()
+            self._pauses.pop(peer, None)
+        progress = member.replication.progress[peer]
+        progress.restart()
+        held_index = min(message.held_index, member.log.last_index)
+        progress.next_index = max(progress.match_index, held_index) + 1
+        member.need_turn()
+
+    def _refused(self, peer: str, sending: _Sending, copy: Copy) -> None:
+        self.refused += 1
+        pause_s = self._pause(peer)
+        if sending.written_offset < copy.size_bytes:
+            _log.warning(
+                "%s has no room for a snapshot of %d bytes; the next try is in %.0f s",
+                peer,
+                copy.size_bytes,
+                pause_s,
+            )
+        else:
+            # Copies are not checked here: that would take loading another state.
+            _log.error(
+                "%s has refused a snapshot that had arrived whole, its log says why. If that was "
+                "damage, the state.db of this node, %s, may be damaged: hand leadership over, so "
+                "that %s gets the copy of another; the next try is in %.0f s",
+                peer,
+                self._owner.member.node_id,
+                peer,
+                pause_s,
+            )
+
+    def _pause(self, peer: str) -> float:
+        """Offer a peer nothing for twice as long as the last time, and say how long that is."""
+        before = self._pauses.get(peer)
+        length_s = _PAUSE_MIN_S if before is None else min(2 * before.length_s, _PAUSE_MAX_S)
+        self._pauses[peer] = _Pause(length_s, self._host.time() + length_s)
+        return length_s
 
     def look(self) -> None:
-        """Send again what should have been answered by now; give up what does not move."""
+        """Send again what should have been answered; give up what does not move; end pauses."""
         now_s = self._host.time()
+        progress = self._owner.member.replication.progress
+        for peer in self._pauses:
+            if progress[peer].needs_snapshot:
+                self.offer(peer)
         for peer, sending in list(self._sending.items()):
             copy = sending.copy
             waited_s = now_s - sending.moved_s
             timeout_s = self._settings.transfer_timeout_ms / 1000
             if copy is None or sending.written_offset >= copy.size_bytes:
                 timeout_s *= _LOADING_FACTOR  # being made, or being verified
-            if waited_s > (_RESEND_S if sending.has_failed else timeout_s):
+            if waited_s > timeout_s:
                 self._end(peer)
-                self._owner.member.replication.progress[peer].restart()
+                progress[peer].restart()
             elif copy is not None and now_s - sending.sent_s > _RESEND_S:
                 sending.sent_s = now_s
                 if sending.written_offset == 0:
@@ -267,9 +334,9 @@ class Snapshots:
             return
         receiving.written_offset = offset
         member, offer = self._owner.member, receiving.offer
-        if offset < offer.size_bytes:
-            member.send(receiving.leader, ChunkWritten(member.term, offer.transfer, offset))
-        elif not receiving.is_whole:
+        # Also of the last one: so the leader knows that loading is what it waits for.
+        member.send(receiving.leader, ChunkWritten(member.term, offer.transfer, offset))
+        if offset == offer.size_bytes and not receiving.is_whole:
             receiving.is_whole = True
             receiving.arrival.verify(offer.digest, lambda found: self._verified(receiving, found))
 
@@ -284,10 +351,11 @@ class Snapshots:
             self._refuse(receiving)
             return
         machine, index, term = found
-        if (index, term) != (
-            offer.snapshot_index,
-            offer.snapshot_term,
-        ) or index <= member.committed_index:
+        if (index, term) != (offer.snapshot_index, offer.snapshot_term):
+            _log.error("a snapshot of %s is not the one that was offered", receiving.leader)
+            self._refuse(receiving)
+            return
+        if index <= member.committed_index:
             self._refuse(receiving)
             return
         # From here on it will be installed: nothing may be applied or written meanwhile.
@@ -310,13 +378,11 @@ class Snapshots:
             self._owner.on_failure(raised)
             return
         self.installs += 1
-        if member.leader == receiving.leader:
-            member.send(
-                receiving.leader, Installed(member.term, offer.transfer, offer.snapshot_index)
-            )
+        answer = Installed(member.term, offer.transfer, offer.snapshot_index)
+        member.send(receiving.leader, answer)
 
     def _refuse(self, receiving: _Receiving) -> None:
-        """End a transfer without its snapshot; the leader may begin another."""
+        """End a transfer without its snapshot; the leader may begin another, after a pause."""
         member = self._owner.member
         self._drop()
         answer = Installed(member.term, receiving.offer.transfer, member.committed_index)
