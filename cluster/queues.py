@@ -61,13 +61,14 @@ class Waiting(NamedTuple):
 class Batch:
     """Operations on their way."""
 
-    __slots__ = ("command", "is_committed", "sent_s", "sequence", "waiting")
+    __slots__ = ("appended_term", "command", "is_committed", "sent_s", "sequence", "waiting")
 
     def __init__(self, sequence: int, command: bytes, waiting: list[Waiting | None]) -> None:
         self.sequence = sequence
         self.command = command
         self.waiting = waiting  # None in place of one that was answered before its time
         self.is_committed = False
+        self.appended_term = 0  # in which this node, as the leader, put it into its log
         self.sent_s = 0.0
 
 
@@ -120,6 +121,7 @@ class DoubleQueue:
         self._stream = 0
         self._position = 0
         self._is_flowing = False  # whether all of confirm was sent in the current stream
+        self._declined_s = float("-inf")  # when the leader wanted no more; -inf: it wants it
         self._stopping: str | None = None
         self._pump_is_due = False
         self._gave_way = False  # whether the last batch out of the intake had none of it
@@ -127,6 +129,7 @@ class DoubleQueue:
         # Of the barrier in the intake: who waits for it, its deadline, and its place in the intake
         # counted from the first operation ever.
         self._readers: list[tuple[Callback, float]] = []
+        self._reading = 0  # callers of `read` that are not answered
         self._readers_deadline_s = 0.0
         self._readers_place = -1
         self._earliest_s = float("inf")  # no deadline is before this
@@ -187,12 +190,12 @@ class DoubleQueue:
         if self._stopping is not None:
             callback(Stopping(was_sent=False, reason=self._stopping))
             return
+        if self._reading >= self._settings.intake_operations:
+            callback(Overloaded(self._settings.retry_after_ms))
+            return
+        self._reading += 1
         deadline_s = self._host.time() + timeout_s
-        if (
-            self._readers_place >= self._taken
-            and deadline_s >= self._readers_deadline_s
-            and len(self._readers) < self._settings.intake_operations
-        ):
+        if self._readers_place >= self._taken and deadline_s >= self._readers_deadline_s:
             self._readers.append((callback, deadline_s))
             return
         readers = [(callback, deadline_s)]
@@ -206,6 +209,7 @@ class DoubleQueue:
     def _tell(self, readers: list[tuple[Callback, float]], result: Result) -> None:
         if readers is self._readers:
             self._readers, self._readers_place = [], -1  # nobody joins what is answered
+        self._reading -= len(readers)
         now_s = self._host.time()
         for callback, deadline_s in readers:
             try:
@@ -268,7 +272,7 @@ class DoubleQueue:
 
     def pump(self) -> None:
         """Send what may be sent."""
-        if not self._is_flowing:
+        if not self._is_flowing and self._declined_s == float("-inf"):
             self._flow()
         settings = self._settings
         batches_max = self._batches_max
@@ -291,19 +295,33 @@ class DoubleQueue:
     def restart(self) -> None:
         """Send again all that is unanswered: the leader is another, or may have missed it."""
         self._is_flowing = False
+        self._declined_s = float("-inf")
         self.pump()
 
     def declined(self, stream: int, position: int) -> None:
-        """Take note that a stream ended before `position`; `pump` or `restart` begins another."""
+        """Take note that a stream ended before `position`.
+
+        Sending all of it again would be declined as well, at the cost of all of it: so the oldest
+        alone is sent now and then, until it is committed.
+        """
         if stream == self._stream and position < self._position:
             self._is_flowing = False
+            self._declined_s = self._host.time()
 
-    def _flow(self) -> None:
+    def _flow(self, *, is_probe: bool = False) -> None:
         """Begin a stream with what is unanswered, oldest first, if there is where to."""
         if not self._sender.is_open():
             return
         self._stream += 1
         self._position = 0
+        if is_probe:
+            self._declined_s = self._host.time()
+            self.resends += 1
+            oldest = self._oldest_uncommitted()
+            if oldest is not None:
+                self._transmit(oldest)
+                return
+            self._declined_s = float("-inf")  # nothing is left that could be declined
         self._is_flowing = True
         if not self._guards.retries_are_recognised:
             # What this guard is for: the same batch under a new number.
@@ -402,6 +420,13 @@ class DoubleQueue:
         if not batch.is_committed:
             batch.is_committed = True
             self._uncommitted -= 1
+            self._declined_s = float("-inf")
+
+    def doubt(self, batch: Batch) -> None:
+        """Take note that a committed batch's answer is not known here: it has to be asked for."""
+        if batch.is_committed:
+            batch.is_committed = False
+            self._uncommitted += 1
 
     def applied(self, batch: Batch, applied: Applied) -> None:
         """Answer a batch's callers."""
@@ -434,11 +459,16 @@ class DoubleQueue:
             return
         if self._is_flowing:
             # A stream that was cut short is begun again when a leader is known.
-            oldest = next((one for one in self._confirm.values() if not one.is_committed), None)
+            oldest = self._oldest_uncommitted()
             if oldest is not None and oldest.sent_s < before_s:
                 self.restart()
-        else:
+        elif self._declined_s == float("-inf"):
             self.pump()
+        elif now_s - self._declined_s >= self._settings.retry_after_ms / 1000:
+            self._flow(is_probe=True)
+
+    def _oldest_uncommitted(self) -> Batch | None:
+        return next((one for one in self._confirm.values() if not one.is_committed), None)
 
     def _expire(self, now_s: float) -> None:
         earliest_s = float("inf")

@@ -9,9 +9,10 @@ certain, so there is nothing to wait for.
 """
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 
 from cluster.consensus.host import Host
-from state import Cause, Result, StateMachine, encode
+from state import Cause, Failure, Result, StateMachine, encode
 from state.operations import Store
 
 # Submits an encoded operation that ends an activity.
@@ -31,6 +32,8 @@ class Reaper:
         self._grace_max_ms = grace_max_ms
         self._patient_until_s = float("inf")
         self._outstanding = 0
+        self._held: Iterator[tuple[int, int]] | None = None
+        self._was_refused = False  # whether one of those that were held may still be
         self.reaped = 0  # since this node started
 
     def give_grace(self, away_ms: int) -> None:
@@ -53,18 +56,27 @@ class Reaper:
         for session_id, epoch in machine.stale(self._page):
             self._store(Store(session_id, epoch, cause=Cause.STALE))
 
-    def release(self, held: Iterator[tuple[int, int]]) -> bool:
-        """Store a page of what an earlier life of this node held. False when that was all."""
+    def release(self, list_held: Callable[[], Iterator[tuple[int, int]]]) -> bool:
+        """Store a page of what an earlier life of this node held. False when nothing is left.
+
+        What was refused for want of room or time is listed and tried again.
+        """
         if self._outstanding:
             return True
-        for _ in range(self._page):
-            one = next(held, None)
-            if one is None:
-                return False
-            session_id, epoch = one
+        if self._held is None:
+            self._held, self._was_refused = list_held(), False
+        page = list(islice(self._held, self._page))
+        for session_id, epoch in page:
             reason = "its node started again"
             self._store(Store(session_id, epoch, cause=Cause.DISCONNECTED, reason=reason))
-        return True
+        if page:
+            return True
+        self._held = None
+        return self._was_refused
+
+    def forget_held(self) -> None:
+        """List anew what is held: the state is another."""
+        self._held = None
 
     def _store(self, operation: Store) -> None:
         self._outstanding += 1
@@ -72,5 +84,7 @@ class Reaper:
 
     def _stored(self, result: Result) -> None:
         self._outstanding -= 1
-        if not hasattr(result, "outcome"):
+        if not isinstance(result, Failure):
             self.reaped += 1
+        elif result.retryable:
+            self._was_refused = True

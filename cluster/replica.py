@@ -145,7 +145,7 @@ class Replica:
         self._pulse_timer: Timer | None = None
         self._pulse_s = 0.0
         self._was_released = False
-        self._held: Iterator[tuple[int, int]] | None = None
+        self._must_release = False  # what the consumers of earlier lives hold
         self._is_installing = False
         self._stopped = False
         self.stalls = 0
@@ -296,11 +296,29 @@ class Replica:
         if not self.is_open():
             return False
         if member.is_leader:
-            return member.propose(batch.command)
+            return self._append(batch)
         leader = member.leader
         if leader is None:
             return False
         return member.send(leader, Forward(member.term, stream, position, batch.command))
+
+    def _append(self, batch: Batch) -> bool:
+        """Propose a batch of this node's own, unless the log has it: a leader cuts nothing off."""
+        if batch.appended_term == self.member.term:
+            return True
+        if not (self._has_room and self.member.propose(batch.command)):
+            return False
+        batch.appended_term = self.member.term
+        return True
+
+    @property
+    def _has_room(self) -> bool:
+        """Whether the log may grow: by what commits in time, and is written to checkpoints."""
+        log, checkpoint = self.member.log, self._settings.checkpoint
+        if log.size_bytes >= 2 * max(checkpoint.log_bytes, checkpoint.log_bytes_max):
+            return False
+        uncommitted_bytes = log.size_bytes_after(self.member.engine.commit_index)
+        return uncommitted_bytes < self._settings.uncommitted_bytes
 
     def hurry(self) -> None:
         if not self._stopped:
@@ -383,11 +401,7 @@ class Replica:
             raise MalformedMessageError(f"a batch of {len(message.batch)} bytes; {bound} is most")
         if header.proposer != peer:
             raise MalformedMessageError(f"a batch of {header.proposer!a} from {peer}")
-        log = self.member.log
-        has_room = log.size_bytes_after(self.member.engine.commit_index) < (
-            self._settings.uncommitted_bytes
-        )
-        if not (self.is_leader and self._is_admitting and has_room):
+        if not (self.is_leader and self._is_admitting and self._has_room):
             self.member.send(peer, Declined(self.member.term, message.stream, message.position))
             return
         if self.clock.is_late:
@@ -421,7 +435,10 @@ class Replica:
             command, _, term = log.entry_at(index)
             self.applied_index = index
             if command != NO_OP:
+                before_ms = machine.now_ms
                 applied = machine.apply(index, command)
+                if machine.now_ms != before_ms:
+                    self._look_late()
                 batch = queue.find(command)
                 if batch is not None:
                     queue.applied(batch, applied)
@@ -438,6 +455,16 @@ class Replica:
         queue.pump()
         self.hurry()
 
+    def _look_late(self) -> None:
+        """Give leases their grace if the time that was just applied is long over.
+
+        Nothing committed meanwhile, and the signs of life of consumers are still on their way.
+        """
+        if self.is_leader:
+            late_ms = self.clock.now_ms - self.machine.now_ms
+            if late_ms > self._settings.stall_ms:
+                self.reaper.give_grace(late_ms)
+
     def _look_ready(self) -> None:
         """Begin to send batches, if this node is ready for the first time in this term."""
         if not self.is_ready or self.member.leader is None or self._ready_term == self.member.term:
@@ -451,7 +478,7 @@ class Replica:
         self.queue.restart()
         if not self._was_released:
             self._was_released = True
-            self._held = self._held_before()
+            self._must_release = True
 
     def _held_before(self) -> Iterator[tuple[int, int]]:
         """What the consumers of earlier lives of this node hold, as (id, epoch)."""
@@ -472,7 +499,8 @@ class Replica:
         self._is_installing = False
         self.checkpoints.resume()
         self._seen_index = max(self._seen_index, index)
-        self._held = None
+        self._must_release = False
+        self.reaper.forget_held()
         self._was_released = False
         self._ready_term = 0
         self.member.rebase(index, term)
@@ -481,6 +509,8 @@ class Replica:
             applied = machine.answered(self.node_id, self.incarnation, batch.sequence)
             if applied is not None:
                 self.queue.applied(batch, applied)
+            else:
+                self.queue.doubt(batch)
         self._look_ready()
         self._listener.on_installed()
         self._schedule_apply()
@@ -511,8 +541,8 @@ class Replica:
                 self.reaper.give_grace(late_ms)
         if self.is_leader and self.is_ready:
             self._lead()
-        if self._held is not None and self.is_ready and not self.reaper.release(self._held):
-            self._held = None
+        if self._must_release and self.is_ready:
+            self._must_release = self.reaper.release(self._held_before)
         self.snapshots.look()
         self.checkpoints.look()
 

@@ -53,6 +53,8 @@ class Elections:
         self._deadline_s = 0.0
         self._patience_s = self._timeout_max_s
         self._heard_s = float("-inf")  # when a leader of the current term was heard last
+        self._promised_s = 0.0  # when it last voted, perhaps for itself
+        self._was_excused = False
         self._number = 0  # of the round of pre-votes
         self._agreeing: set[str] = set()
         self._voters: set[str] = set()
@@ -84,6 +86,15 @@ class Elections:
     def voted(self) -> None:
         """Give the candidate that was voted for its time."""
         self._renew_patience()
+        self._promised_s = self._host.time()
+
+    def promised(self) -> None:
+        """Take note that the disk has a vote, which leaves now.
+
+        As much more time is given as that took: the others' disks may be as slow as this one.
+        """
+        self._renew_patience()
+        self._deadline_s += self._host.time() - self._promised_s
 
     def stand(self) -> None:
         """Begin an election now."""
@@ -93,6 +104,7 @@ class Elections:
         if not self._may_promise():
             return
         self.elections += 1
+        self._promised_s = self._host.time()
         self._engine.elect()
         self._after_election()
 
@@ -151,18 +163,23 @@ class Elections:
         if self._engine.role is Role.LEADER:
             self._renew_patience()
         elif now_s >= self._deadline_s:
-            if now_s - self._timer_s > self._timeout_min_s / 4:
-                # It was this node that slept: what the leader said meanwhile is still to be read.
+            has_slept = now_s - self._timer_s > self._timeout_min_s / 4
+            if has_slept and not self._was_excused:
+                # What the leader said meanwhile is still to be read. One that sleeps all the time
+                # has no other moment.
+                self._was_excused = True
                 self._renew_patience()
             else:
+                self._was_excused = False
                 self._ask()
         if self._timer is not None:
             self._arm()
 
     def _ask(self) -> None:
         self._renew_patience()
-        if not self._may_promise():
-            return
+        is_on_disk = self._log.durable_mark >= self._log.term_mark
+        if not (self._may_promise() and is_on_disk):
+            return  # an election is under way, as far as this disk lets it
         if not self._guards.pre_vote:
             self.stand()
             return

@@ -172,6 +172,7 @@ class Member:
         self._has_proposals = False
         self._needs_tick = True  # whether a leader's tick would do something
         self._ticked_s = host.time()
+        self._is_excused = False
         self._known: tuple[Role, int, str | None] = (Role.FOLLOWER, self.engine.term, None)
         self._heartbeat_timer: Timer | None = None
         # Promises: (mark, term, peer, message).
@@ -251,12 +252,15 @@ class Member:
             self.counters.malformed += 1
             raise
         handler = self._handlers.get(type(message))
-        if handler is None:
-            self._observer.on_message(peer, message)
-            return
         try:
+            if handler is None:
+                self._observer.on_message(peer, message)
+                return
             handler(peer, message)
             self._tell_leader()
+        except MalformedMessageError:
+            self.counters.malformed += 1
+            raise
         except Exception as error:  # noqa: BLE001 - see `turn`
             self._fail(error)
         self._need_turn()
@@ -371,7 +375,9 @@ class Member:
             self._fail(error)
 
     def _tick(self) -> None:
-        if self._has_slept:
+        # Once in a row: one that sleeps all the time has no majority either.
+        self._is_excused = self._has_slept and not self._is_excused
+        if self._is_excused:
             for peer in self.others:
                 self._credit(peer)
         self._ticked_s = self._host.time()
@@ -460,6 +466,7 @@ class Member:
             _, term, peer, message = outbox.popleft()
             if term == self.engine.term:
                 self.send(peer, message)
+                self.elections.promised()
         self._acknowledge(is_due=False)
 
     def _acknowledge(self, *, is_due: bool) -> None:

@@ -87,7 +87,7 @@ class Replication:
         self._term = term
         self._commit_index = commit_index
         for progress in self.progress.values():
-            progress.begin(self._log.last_index)  # the new leader's first entry is the first probe
+            self._begin(progress)  # the new leader's first entry is the first probe
 
     def end(self) -> None:
         """Lead no more."""
@@ -98,11 +98,15 @@ class Replication:
         progress = self.progress[peer]
         progress.is_connected = True
         if is_new:
-            progress.begin(self._log.last_index)
+            self._begin(progress)
         else:
             progress.restart()
         if self._is_leading:
             self._pump(peer, progress)
+
+    def _begin(self, progress: Progress) -> None:
+        """Know nothing of a follower. In a log at rest, it is asked for the base by a heartbeat."""
+        progress.begin(max(self._log.last_index, self._log.base_index + 1))
 
     def disconnected(self, peer: str) -> None:
         progress = self.progress[peer]
@@ -130,8 +134,15 @@ class Replication:
         asked = (progress.next_index - 1, progress.probed_index)
         if progress.is_probing and previous_index not in asked:
             return  # an answer to what was sent before the last restart
+        base_index = self._log.base_index
+        is_latest = previous_index == progress.probed_index or not progress.in_flight
+        lacks_base = previous_index <= base_index and is_latest
         progress.restart()
         progress.next_index = max(progress.match_index + 1, min(next_index, previous_index))
+        if not lacks_base:
+            # It names what it knows to be committed, and may well hold more: so before a snapshot
+            # is made for it, it is asked for the base. A conflict there leaves no doubt.
+            progress.next_index = max(progress.next_index, base_index + 1)
         self._pump(peer, progress)
         self._heartbeat(peer, progress)
 

@@ -135,16 +135,48 @@ def test_nothing_overtakes_a_batch_that_could_not_be_sent() -> None:
     assert [batch.sequence for batch, _, _ in bench.sent] == [0, 1, 2]
 
 
-def test_what_was_declined_begins_a_stream_again() -> None:
+def test_what_was_declined_begins_a_stream_again_when_the_oldest_is_taken() -> None:
     bench = Bench(QueueSettings(pipeline_from_operations=1, batch_operations=1))
     bench.submit(1, 2)
     bench.run()
     bench.queue.declined(1, 0)
+    bench.submit(3)
+    bench.run()
+    assert len(bench.sent) == 2, "not at once"
+    bench.run(0.25)
     bench.queue.expire(is_lagging=False)
+    bench.queue.expire(is_lagging=False)
+    assert [(stream, position) for _, stream, position in bench.sent[2:]] == [(2, 0)]
+    bench.queue.declined(2, 0)
+    bench.run(0.25)
+    bench.queue.expire(is_lagging=False)
+    assert [(stream, position) for _, stream, position in bench.sent[3:]] == [(3, 0)]
+    bench.apply(bench.sent[3][0])
+    assert [(stream, position) for _, stream, position in bench.sent[4:]] == [(4, 0), (4, 1)]
+    bench.queue.declined(3, 0)
+    bench.submit(4)
+    bench.run()
+    assert bench.sent[-1][1:] == (4, 2), "a word about a stream that is over"
+
+
+def test_another_leader_is_sent_all_that_one_declined() -> None:
+    bench = Bench(QueueSettings(pipeline_from_operations=1, batch_operations=1))
+    bench.submit(1, 2)
+    bench.run()
+    bench.queue.declined(1, 0)
+    bench.queue.restart()
     assert [(stream, position) for _, stream, position in bench.sent[2:]] == [(2, 0), (2, 1)]
-    bench.queue.declined(1, 1)
-    bench.queue.expire(is_lagging=False)
-    assert len(bench.sent) == 4, "a word about a stream that is over"
+
+
+def test_a_batch_whose_answer_is_not_known_is_sent_again() -> None:
+    bench = Bench()
+    bench.submit(1)
+    bench.run()
+    batch = bench.sent[0][0]
+    bench.queue.committed(batch)
+    bench.queue.doubt(batch)
+    bench.queue.restart()
+    assert [one for one, _, _ in bench.sent] == [batch, batch]
 
 
 def test_a_batch_without_an_answer_is_sent_again_unless_the_node_lags() -> None:
@@ -256,6 +288,24 @@ def test_reads_share_a_barrier_while_it_waits() -> None:
     assert bench.sizes == [1, 1, 1]
     bench.apply(bench.sent[2][0])
     assert len(read) == 4
+
+
+def test_readers_are_bounded() -> None:
+    bench = Bench(QueueSettings(intake_operations=3))
+    bench.has_leader = False
+    read: list[Result] = []
+    for _ in range(4):
+        bench.queue.read(read.append, 5.0)
+    assert [type(result) for result in read] == [Overloaded]
+    bench.has_leader = True
+    bench.queue.restart()
+    bench.run()
+    bench.apply(bench.sent[0][0])
+    assert len(read) == 4
+    bench.queue.read(read.append, 5.0)
+    bench.run()
+    bench.apply(bench.sent[1][0])
+    assert not isinstance(read[4], Failure)
 
 
 def test_a_reader_with_more_time_outlives_the_barrier_it_shared() -> None:

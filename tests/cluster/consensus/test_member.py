@@ -12,6 +12,7 @@ from cluster.consensus.messages import (
     Append,
     Appended,
     Conflict,
+    Declined,
     MalformedMessageError,
     PreVote,
     PreVoteRequest,
@@ -200,6 +201,17 @@ def test_one_vote_a_term() -> None:
     assert rig.take(Vote) == []
 
 
+def test_a_defect_in_what_listens_ends_the_member(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig()
+
+    def fail(_peer: str, _message: object) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(rig, "on_message", fail)
+    rig.member.receive("b", encode(Declined(1, 0, 0)))
+    assert isinstance(rig.failure, RuntimeError)
+
+
 def test_a_failing_disk_ends_the_member() -> None:
     rig = Rig()
     rig.follow(1, (1, 0), (1, batch(2)))
@@ -363,6 +375,73 @@ def test_a_follower_whose_entries_are_gone_is_behind() -> None:
     rig.lead()
     rig.sync()
     rig.deliver("b", Conflict(4, 101, 7))
+    rig.deliver("b", Conflict(4, 100, 7))
+    assert rig.behind == ["b"]
+
+
+def test_a_follower_whose_commit_index_is_behind_the_log_is_asked_for_its_base() -> None:
+    rig = Rig(recovered(3, 3, 3, base=(100, 3), commit=100))
+    rig.lead()
+    rig.sync()
+    rig.sent.clear()
+    rig.deliver("b", Conflict(4, 103, 100))
+    probe, heartbeat = rig.take(Append, "b")
+    assert (probe.previous_index, len(probe.entries)) == (100, 4)
+    assert (heartbeat.previous_index, heartbeat.entries) == (104, ())
+    assert rig.behind == []
+    rig.deliver("b", Appended(4, 104))
+    progress = rig.member.replication.progress["b"]
+    assert (progress.match_index, progress.is_probing, progress.in_flight_bytes) == (104, False, 0)
+
+
+def test_a_follower_that_lacks_the_base_is_behind_after_one_more_probe() -> None:
+    rig = Rig(recovered(3, 3, 3, base=(100, 3), commit=100))
+    rig.lead()
+    rig.sync()
+    rig.deliver("b", Conflict(4, 103, 7))
+    rig.sent.clear()
+    rig.deliver("b", Conflict(4, 104, 7))  # to a heartbeat, before the probe was there
+    assert rig.behind == []
+    rig.sent.clear()
+    rig.deliver("b", Conflict(4, 100, 7))
+    assert rig.behind == ["b"]
+    assert [append.entries for append in rig.take(Append, "b")] == [()]
+    rig.deliver("b", Conflict(4, 100, 7))
+    rig.run(1)
+    assert rig.behind == ["b"], "said once"
+
+
+def test_an_old_conflict_at_what_the_base_became_meanwhile_is_no_reason_for_a_snapshot() -> None:
+    rig = Rig(recovered(3, 3, 3, base=(100, 3), commit=100))
+    rig.lead()
+    rig.sync()
+    rig.deliver("c", Appended(4, 104))
+    rig.deliver("b", Conflict(4, 103, 102))
+    assert rig.take(Append, "b")[-2].previous_index == 101
+    rig.member.rebase(104, 4)  # the probe has all that the checkpoint stands for now
+    rig.deliver("b", Conflict(4, 104, 102))  # to a heartbeat before the probe
+    assert rig.behind == []
+    rig.deliver("b", Appended(4, 104))
+    assert rig.member.replication.progress["b"].next_index == 105
+    assert rig.behind == []
+
+
+def test_a_follower_that_comes_back_to_a_log_at_rest_is_asked_before_it_is_behind() -> None:
+    rig = Rig()
+    rig.lead()
+    rig.sync()
+    for peer in ("b", "c"):
+        rig.deliver(peer, Appended(1, 2))
+    rig.member.rebase(2, 1)
+    assert rig.log.last_index == rig.log.base_index
+    for incarnation, answer in ((2, Appended(1, 2)), (3, Conflict(1, 2, 1))):
+        rig.member.disconnected("b")
+        rig.member.connected("b", incarnation)
+        rig.sent.clear()
+        rig.run(0.15)
+        assert {append.previous_index for append in rig.take(Append, "b")} == {2}
+        assert rig.behind == []
+        rig.deliver("b", answer)
     assert rig.behind == ["b"]
 
 
