@@ -92,7 +92,13 @@ class Limits:
     session_bytes: int = bounded(16 * MIB, 1, GIB, "A session is read in one answer.")
     session_chunks: int = bounded(10_000, 1, 1_000_000, "Each chunk costs a row and an object.")
     key_bytes: int = bounded(256, 1, 4096, "Keys live in an index in memory.")
-    consumer_bytes: int = bounded(64, 1, 256, "Consumers are named by their front end.")
+    consumer_bytes: int = bounded(
+        160,
+        1,
+        256,
+        """A node's id (64) and its incarnation (13 digits) stand before the name that a front end
+        gives, which may have 64 bytes and more.""",
+    )
     reason_chars: int = bounded(256, 0, 4096, "Reasons are kept in the history of each session.")
     history_entries: int = bounded(
         32, 1, 1024, "Causes kept of a session; a theme's max_attempts may ask for more."

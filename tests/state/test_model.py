@@ -49,7 +49,7 @@ HYPOTHESIS_EXAMPLES = 1000  # at most: an example is a whole run
 def test_everything_that_can_happen_happens() -> None:
     """These runs are always the same, so that this does not depend on luck."""
     seen = Seen()
-    for number in range(30):
+    for number in range(40):
         seen.add(play(f"everything {number}", STEPS_A_RUN))
     assert seen.missing() == []
 
