@@ -48,7 +48,10 @@ def align(
             recovered.base_term if index == base_index else entries[index - base_index - 1][2]
         )
         if term_of_entry == term:
-            return recovered, ()
+            # What a checkpoint holds is committed; the journal's commit index may lag behind. With
+            # a lower one, a leader's older snapshot would look as if it were ahead.
+            commit_index = max(recovered.commit_index, index)
+            return recovered._replace(commit_index=commit_index), ()
         if index == base_index:
             raise MisalignedError(
                 f"the checkpoint has entry {index} in term {term}, the journal in {term_of_entry}"

@@ -104,10 +104,6 @@ class Replication:
         if self._is_leading:
             self._pump(peer, progress)
 
-    def _begin(self, progress: Progress) -> None:
-        """Know nothing of a follower. In a log at rest, it is asked for the base by a heartbeat."""
-        progress.begin(max(self._log.last_index, self._log.base_index + 1))
-
     def disconnected(self, peer: str) -> None:
         progress = self.progress[peer]
         progress.is_connected = False
@@ -135,6 +131,7 @@ class Replication:
         if progress.is_probing and previous_index not in asked:
             return  # an answer to what was sent before the last restart
         base_index = self._log.base_index
+        # Else it is about a time before the probe, which may have brought what was lacking.
         is_latest = previous_index == progress.probed_index or not progress.in_flight
         lacks_base = previous_index <= base_index and is_latest
         progress.restart()
@@ -178,6 +175,10 @@ class Replication:
         for peer, progress in self.progress.items():
             if progress.is_connected and progress.commit_told < self._commit_index:
                 self._heartbeat(peer, progress)
+
+    def _begin(self, progress: Progress) -> None:
+        """Know nothing of a follower. In a log at rest, it is asked for the base by a heartbeat."""
+        progress.begin(max(self._log.last_index, self._log.base_index + 1))
 
     def _pump(self, peer: str, progress: Progress) -> None:
         log = self._log

@@ -3,9 +3,11 @@
 import pytest
 
 from cluster.consensus.log import Recovered
+from cluster.consensus.messages import Installed, Offer
 from cluster.failures import MisalignedError
 from cluster.recovery import align, check_presence
 from cluster.storage.records import Base, Vote
+from tests.cluster.test_snapshots import Side
 
 
 def journal(base: tuple[int, int], *terms: int, commit: int | None = None) -> Recovered:
@@ -26,7 +28,24 @@ def test_no_checkpoint_yet() -> None:
 @pytest.mark.parametrize("index", [5, 6, 7])
 def test_a_checkpoint_within_the_journal(index: int) -> None:
     found = journal((5, 2), 2, 3)
-    assert align(found, (index, {5: 2, 6: 2, 7: 3}[index])) == (found, ())
+    aligned, records = align(found, (index, {5: 2, 6: 2, 7: 3}[index]))
+    # What was applied was committed, whether the journal had been told or not.
+    assert (aligned, records) == (found._replace(commit_index=index), ())
+
+
+def test_a_commit_index_beyond_the_checkpoint_stays() -> None:
+    found = journal((5, 2), 2, 3, commit=7)
+    assert align(found, (6, 2)) == (found, ())
+
+
+def test_a_snapshot_of_less_than_the_checkpoint_holds_is_not_taken() -> None:
+    # Idle, a commit index waits for company, so a crash leaves the journal's behind.
+    aligned, _ = align(journal((1, 0), *[1] * 10, commit=5), (10, 1))
+    follower = Side(aligned)
+    follower.follow(1, (1, 0), commit=1)
+    follower.sent.clear()
+    follower.deliver("b", Offer(1, 7, 8, 1, 100, bytes(32)))
+    assert follower.sent == [("b", Installed(1, 7, 10))]
 
 
 def test_a_snapshot_ahead_of_the_journal_that_had_not_been_told() -> None:

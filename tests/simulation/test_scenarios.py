@@ -15,9 +15,9 @@ from state import Applied, Result, StateMachine, encode
 from state.errors import LimitExceeded
 from state.limits import LIMITS
 from state.operations import New, SetLimits
-from tests.simulation.cluster import Cluster, Outcome, Plan, simulate
+from tests.simulation.cluster import WAN, Cluster, Outcome, Plan, simulate
 from tests.simulation.disk import Operation
-from tests.simulation.node import SimNode
+from tests.simulation.node import DiskSpeed, SimNode
 from tests.simulation.store import VirtualArrival, VirtualStore
 
 PLAN = Plan(
@@ -143,6 +143,80 @@ def test_followers_whose_disks_hang_stand_for_nothing() -> None:
     play(script)
 
 
+def test_a_leader_appends_its_own_batches_once_however_long_they_take() -> None:
+    def script(cluster: Cluster) -> None:
+        leader = leader_of(cluster)
+        assert leader.replica is not None
+        own = f"{leader.name}".encode()
+        for node in cluster.nodes.values():
+            if node is not leader:
+                node.hang(40)
+        cluster.run(35)
+        log = leader.replica.member.log
+        entries = [
+            log.entry_at(index)[0] for index in range(log.base_index + 1, log.last_index + 1)
+        ]
+        batches = [command for command in entries if own in command[:20]]
+        assert len(batches) == len(set(batches))
+        assert leader.replica.member.is_leader
+
+    play(script)
+
+
+def test_a_log_that_no_checkpoint_follows_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = VirtualStore.commit
+
+    def late(self: VirtualStore, index: int, term: int, then: Done) -> None:
+        self.later(lambda: self._host.call_later(30, commit, self, index, term, then))
+
+    def script(cluster: Cluster) -> None:
+        monkeypatch.setattr(VirtualStore, "commit", late)
+        cluster.run(25)
+        for node in cluster.nodes.values():
+            assert node.replica is not None
+            assert 40_000 <= node.replica.member.log.size_bytes < 50_000
+        monkeypatch.undo()
+        cluster.run(20)
+
+    play(script)
+
+
+def test_workers_keep_what_they_hold_while_nothing_commits_for_a_while() -> None:
+    settings = ReplicaSettings(
+        checkpoint=CheckpointSettings(interval_ms=400),
+        lease_grace_ms=1_500,
+        lease_grace_max_ms=4_000,
+    )
+    plan = Plan(settings=settings, conditions=WAN, keeps_leases=True, workers=6)
+
+    def script(cluster: Cluster) -> None:
+        for _ in range(6):
+            for node in cluster.nodes.values():
+                if node is not leader_of(cluster):
+                    node.hang(3.5)
+            cluster.run(9.5)
+
+    for seed in (1, 2, 4, 8):
+        play(script, seed, plan)
+
+
+def test_a_leader_is_elected_on_disks_that_take_longer_than_an_election() -> None:
+    def script(cluster: Cluster) -> None:
+        for node in cluster.nodes.values():
+            node.speed = DiskSpeed(1.5, 1.5, 0)
+        cluster.run(2)
+        before = term(cluster)
+        leader = leader_of(cluster)
+        leader.kill()
+        cluster.run(30)
+        assert before < term(cluster) < before + 8
+        leader.start()
+        for node in cluster.nodes.values():
+            node.speed = DiskSpeed(0.001, 0.001, 0)
+
+    play(script, plan=replace(PLAN, workers=0))
+
+
 @pytest.mark.parametrize("from_leader", [True, False])
 def test_a_cut_in_one_direction_is_survived(from_leader: bool) -> None:
     def script(cluster: Cluster) -> None:
@@ -225,6 +299,44 @@ def test_a_node_that_lost_its_disk_is_brought_up_by_a_log_that_is_whole() -> Non
         cluster.run(5)
 
     assert simulate(1, plan, script=script).installs == 0
+
+
+@pytest.mark.parametrize("is_busy", [True, False])
+def test_a_node_that_comes_back_soon_costs_no_copy(
+    monkeypatch: pytest.MonkeyPatch, is_busy: bool
+) -> None:
+    checkpoint = CheckpointSettings(interval_ms=400, log_bytes=10**7, log_bytes_max=10**8)
+    plan = replace(PLAN, settings=replace(PLAN.settings, checkpoint=checkpoint))
+    copy = VirtualStore.copy
+    copies: list[float] = []
+
+    def count(self: VirtualStore, then: Callable[..., None]) -> None:
+        copies.append(self._world.now_s)
+        copy(self, then)
+
+    monkeypatch.setattr(VirtualStore, "copy", count)
+
+    def script(cluster: Cluster) -> None:
+        if not is_busy:
+            for client in (*cluster.writers, *cluster.workers):
+                client.is_active = False
+            cluster.run(4)
+        for _ in range(4):
+            follower, leader = follower_of(cluster), leader_of(cluster).replica
+            assert leader is not None
+            cluster.count(follower)
+            follower.kill()
+            cluster.run(2)
+            member = leader.member
+            match_index = member.replication.progress[follower.name].match_index
+            assert member.log.base_index == match_index, "the log is kept from there on"
+            assert (member.log.last_index > match_index) is is_busy
+            follower.start()
+            cluster.run(1.5)
+            assert member.replication.progress[follower.name].match_index >= match_index
+
+    assert play(script, plan=plan).installs == 0
+    assert copies == []
 
 
 def test_a_copy_that_could_not_be_made_is_made_later(monkeypatch: pytest.MonkeyPatch) -> None:
