@@ -121,7 +121,10 @@ class DoubleQueue:
         self._stream = 0
         self._position = 0
         self._is_flowing = False  # whether all of confirm was sent in the current stream
-        self._declined_s = float("-inf")  # when the leader wanted no more; -inf: it wants it
+        # When a leader that declined is to be tried again with the oldest batch; None: it has not.
+        # While such a probe is on its way, only a node that does not lag sends another.
+        self._probe_s: float | None = None
+        self._probe_is_out = False
         self._stopping: str | None = None
         self._pump_is_due = False
         self._gave_way = False  # whether the last batch out of the intake had none of it
@@ -272,7 +275,7 @@ class DoubleQueue:
 
     def pump(self) -> None:
         """Send what may be sent."""
-        if not self._is_flowing and self._declined_s == float("-inf"):
+        if not self._is_flowing and self._probe_s is None:
             self._flow()
         settings = self._settings
         batches_max = self._batches_max
@@ -295,7 +298,7 @@ class DoubleQueue:
     def restart(self) -> None:
         """Send again all that is unanswered: the leader is another, or may have missed it."""
         self._is_flowing = False
-        self._declined_s = float("-inf")
+        self._probe_s = None
         self.pump()
 
     def declined(self, stream: int, position: int) -> None:
@@ -306,22 +309,30 @@ class DoubleQueue:
         """
         if stream == self._stream and position < self._position:
             self._is_flowing = False
-            self._declined_s = self._host.time()
+            self._probe_s = self._host.time() + self._settings.retry_after_ms / 1000
+            self._probe_is_out = False
 
-    def _flow(self, *, is_probe: bool = False) -> None:
+    def _probe(self, now_s: float) -> None:
+        """Try a leader that declined with the oldest batch alone."""
+        if not self._sender.is_open():
+            return
+        oldest = self._oldest_uncommitted()
+        if oldest is None:
+            self.restart()
+            return
+        self._stream += 1
+        self._position = 0
+        self.resends += 1
+        self._probe_s = now_s + self._settings.resend_after_ms / 1000
+        self._probe_is_out = True
+        self._transmit(oldest)
+
+    def _flow(self) -> None:
         """Begin a stream with what is unanswered, oldest first, if there is where to."""
         if not self._sender.is_open():
             return
         self._stream += 1
         self._position = 0
-        if is_probe:
-            self._declined_s = self._host.time()
-            self.resends += 1
-            oldest = self._oldest_uncommitted()
-            if oldest is not None:
-                self._transmit(oldest)
-                return
-            self._declined_s = float("-inf")  # nothing is left that could be declined
         self._is_flowing = True
         if not self._guards.retries_are_recognised:
             # What this guard is for: the same batch under a new number.
@@ -420,7 +431,7 @@ class DoubleQueue:
         if not batch.is_committed:
             batch.is_committed = True
             self._uncommitted -= 1
-            self._declined_s = float("-inf")
+            self._probe_s = None
 
     def doubt(self, batch: Batch) -> None:
         """Take note that a committed batch's answer is not known here: it has to be asked for."""
@@ -454,6 +465,10 @@ class DoubleQueue:
         now_s = self._host.time()
         if now_s >= self._earliest_s:
             self._expire(now_s)
+        if self._probe_s is not None:
+            if now_s >= self._probe_s and not (self._probe_is_out and is_lagging):
+                self._probe(now_s)
+            return
         before_s = now_s - self._settings.resend_after_ms / 1000
         if is_lagging:
             return
@@ -462,10 +477,8 @@ class DoubleQueue:
             oldest = self._oldest_uncommitted()
             if oldest is not None and oldest.sent_s < before_s:
                 self.restart()
-        elif self._declined_s == float("-inf"):
+        else:
             self.pump()
-        elif now_s - self._declined_s >= self._settings.retry_after_ms / 1000:
-            self._flow(is_probe=True)
 
     def _oldest_uncommitted(self) -> Batch | None:
         return next((one for one in self._confirm.values() if not one.is_committed), None)

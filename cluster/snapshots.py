@@ -268,6 +268,7 @@ class Snapshots:
                 timeout_s *= _LOADING_FACTOR  # being made, or being verified
             if waited_s > timeout_s:
                 self._end(peer)
+                self._pause(peer)
                 progress[peer].restart()
             elif copy is not None and now_s - sending.sent_s > _RESEND_S:
                 sending.sent_s = now_s

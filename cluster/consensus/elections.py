@@ -14,6 +14,8 @@ from cluster.consensus.host import Host, Timer
 from cluster.consensus.log import Log
 from cluster.consensus.messages import Message, PreVote, PreVoteRequest, Term
 
+_SLOW_DISK_FACTOR = 5  # how much more patience than the usual a slow disk may cost
+
 
 class Elections:
     """The patience of one node, and its standing for election."""
@@ -80,6 +82,7 @@ class Elections:
 
     def heard(self) -> None:
         """Take note of a sign of life of the current term's leader."""
+        self._was_excused = False
         self._heard_s = self._host.time()
         self._deadline_s = self._heard_s + self._patience_s
 
@@ -91,10 +94,11 @@ class Elections:
     def promised(self) -> None:
         """Take note that the disk has a vote, which leaves now.
 
-        As much more time is given as that took: the others' disks may be as slow as this one.
+        About as much more time is given as that took: the others' disks may be as slow as this one.
         """
         self._renew_patience()
-        self._deadline_s += self._host.time() - self._promised_s
+        took_s = self._host.time() - self._promised_s
+        self._deadline_s += min(took_s, self._timeout_max_s * _SLOW_DISK_FACTOR)
 
     def stand(self) -> None:
         """Begin an election now."""
@@ -154,7 +158,8 @@ class Elections:
         self._deadline_s = self._host.time() + self._patience_s
 
     def _arm(self) -> None:
-        delay_s = max(self._deadline_s - self._host.time(), 0.0)
+        # Not longer than the usual, because the deadline may come nearer again.
+        delay_s = min(max(self._deadline_s - self._host.time(), 0.0), self._timeout_max_s)
         self._timer_s = self._host.time() + delay_s
         self._timer = self._host.call_later(delay_s, self._ring)
 

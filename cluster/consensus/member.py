@@ -375,9 +375,8 @@ class Member:
             self._fail(error)
 
     def _tick(self) -> None:
-        # Once in a row: one that sleeps all the time has no majority either.
-        self._is_excused = self._has_slept and not self._is_excused
-        if self._is_excused:
+        if self._has_slept and not self._is_excused:
+            self._is_excused = True
             for peer in self.others:
                 self._credit(peer)
         self._ticked_s = self._host.time()
@@ -424,6 +423,8 @@ class Member:
         if self._stopped:
             return
         self._needs_tick = True
+        if not self._has_slept:
+            self._is_excused = False  # one that sleeps from beat to beat is excused once only
         if self.is_leader and self.others and self.disk_hangs and not self._has_slept:
             # Nothing commits without its own copy, and its followers would never know.
             _log.warning("%s leads no more: its disk does not answer", self.node_id)

@@ -29,7 +29,8 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Coroutine, Iterable, Mapping
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 from cluster.network.connection import Connection, Ending
 from cluster.network.errors import (
@@ -59,6 +60,13 @@ _ACCEPT_PAUSE_S = 0.1  # when there are no descriptors: others may be closed mea
 _QUIET = frozenset({Ending.LOST, Ending.REPLACED})
 # A host has no such addresses: not a reason to do without those that it has.
 _ABSENT = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
+
+
+class _Stranger(NamedTuple):
+    """Who has connected and not proved who it is."""
+
+    socket: socket.socket
+    connection: Connection
 
 
 class Listener(Protocol):
@@ -317,16 +325,16 @@ class Transport:
             if link.connection is not None:
                 link.connection.tick(self._silence_ticks, counts=counts)
 
-    def _spawn(self, work: Coroutine[Any, Any, None], stranger: Connection | None = None) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None], stranger: _Stranger | None = None) -> None:
         task = self.loop.create_task(work)
         self._tasks.add(task)
-        if stranger is not None:
-            self._strangers[task] = stranger
         task.add_done_callback(self._ended)
+        if stranger is not None:
+            self._strangers[task] = stranger.connection
+            task.add_done_callback(partial(self._welcomed, stranger))
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        self._strangers.pop(task, None)
         error = None if task.cancelled() else task.exception()
         if error is not None:
             self.counters.internal_errors += 1
@@ -387,7 +395,7 @@ class Transport:
         if len(self._strangers) >= self.settings.unauthenticated_connections:
             self._crowd_out()
         connection = self._connection(Role.ACCEPTOR, Address(*address[:2]))
-        self._spawn(self._welcome(one, connection), connection)
+        self._spawn(self._welcome(one, connection), _Stranger(one, connection))
 
     def _crowd_out(self) -> None:
         """End one of the strangers in favour of the next."""
@@ -407,6 +415,13 @@ class Transport:
     async def _welcome(self, one: socket.socket, connection: Connection) -> None:
         with contextlib.suppress(OSError):  # was dealt with
             await self._shake_hands(one, connection, "")
+
+    def _welcomed(self, stranger: _Stranger, task: asyncio.Task[None]) -> None:
+        self._strangers.pop(task, None)
+        one, connection = stranger
+        if connection.transport is None and not connection.has_gone.done():
+            connection.has_gone.set_result(None)  # it was crowded out before it began
+            one.close()
 
     def _connection(self, role: Role, address: Address, dialed: str | None = None) -> Connection:
         connection = Connection(self, role, address, is_tls=self._tls is not None, dialed=dialed)

@@ -159,6 +159,35 @@ def test_what_was_declined_begins_a_stream_again_when_the_oldest_is_taken() -> N
     assert bench.sent[-1][1:] == (4, 2), "a word about a stream that is over"
 
 
+def test_who_lags_tries_a_leader_that_declined_once() -> None:
+    bench = Bench()
+    bench.submit(1)
+    bench.run()
+    bench.queue.declined(1, 0)
+    for _ in range(30):
+        bench.run(0.2)
+        bench.queue.expire(is_lagging=True)
+    assert len(bench.sent) == 2, "the answer may be in what it has not applied yet"
+    bench.queue.declined(2, 0)
+    bench.run(0.2)
+    bench.queue.expire(is_lagging=True)
+    assert len(bench.sent) == 3, "this one was not taken for certain"
+
+
+def test_what_was_taken_after_a_decline_is_not_sent_again_soon() -> None:
+    bench = Bench()
+    bench.submit(1)
+    bench.run()
+    bench.queue.declined(1, 0)
+    for _ in range(10):
+        bench.run(0.25)
+        bench.queue.expire(is_lagging=False)
+    assert len(bench.sent) == 2
+    bench.run(3)
+    bench.queue.expire(is_lagging=False)
+    assert len(bench.sent) == 3
+
+
 def test_another_leader_is_sent_all_that_one_declined() -> None:
     bench = Bench(QueueSettings(pipeline_from_operations=1, batch_operations=1))
     bench.submit(1, 2)

@@ -11,7 +11,7 @@ from cluster.checkpoints import CheckpointSettings, Done
 from cluster.consensus.member import ConsensusSettings
 from cluster.replica import ReplicaSettings
 from cluster.storage.errors import StorageError
-from state import Applied, Result, StateMachine, encode
+from state import Applied, Created, Result, StateMachine, encode
 from state.errors import LimitExceeded
 from state.limits import LIMITS
 from state.operations import New, SetLimits
@@ -177,6 +177,27 @@ def test_a_log_that_no_checkpoint_follows_is_bounded(monkeypatch: pytest.MonkeyP
             assert 40_000 <= node.replica.member.log.size_bytes < 50_000
         monkeypatch.undo()
         cluster.run(20)
+
+    play(script)
+
+
+def test_a_slow_follower_goes_on_soon_after_its_leader_has_declined() -> None:
+    def script(cluster: Cluster) -> None:
+        leader, slow = leader_of(cluster).replica, follower_of(cluster)
+        assert leader is not None
+        assert slow.replica is not None
+        slow.speed = DiskSpeed(0.3, 0.3, 0)
+        cluster.run(2)
+        leader._is_admitting = False  # noqa: SLF001 - as while it hands over
+        answers: list[Result] = []
+        slow.replica.queue.submit(encode(New(1)), answers.append, 30.0)
+        cluster.run(0.5)
+        leader._is_admitting = True  # noqa: SLF001
+        leader.queue.restart()
+        assert not answers
+        cluster.run(3)
+        assert isinstance(answers[0], Created)
+        slow.speed = DiskSpeed(0.001, 0.001, 0)
 
     play(script)
 

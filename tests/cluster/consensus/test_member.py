@@ -7,7 +7,7 @@ import pytest
 from cluster.consensus.engine import Role, library_clock
 from cluster.consensus.guards import ALL_GUARDS
 from cluster.consensus.log import NO_OP, Recovered
-from cluster.consensus.member import DivergedError
+from cluster.consensus.member import ConsensusSettings, DivergedError
 from cluster.consensus.messages import (
     Append,
     Appended,
@@ -109,6 +109,20 @@ def test_a_leader_whose_log_ends_below_a_checkpoint_is_not_told_that_it_has_more
     assert rig.take(Appended) == []
     rig.follow(3, (4, 1), *[(3, batch(index)) for index in range(5, 12)])
     assert isinstance(rig.failure, DivergedError)
+
+
+def test_a_vote_that_took_long_does_not_make_the_voter_deaf() -> None:
+    rig = Rig(settings=ConsensusSettings(disk_timeout_ms=60_000))
+    rig.run(5)
+    rig.deliver("b", VoteRequest(1, 1, 0))
+    rig.run(20)
+    rig.sync()  # only now has the disk the vote
+    assert len(rig.take(Vote)) == 1
+    rig.run(0.9)
+    rig.follow(1, (1, 0))
+    rig.take(PreVoteRequest)
+    rig.run(2.5)
+    assert rig.take(PreVoteRequest), "its leader is silent"
 
 
 # 15: catching up

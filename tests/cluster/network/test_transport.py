@@ -562,6 +562,17 @@ async def test_who_is_crowded_out_is_left_to_chance(monkeypatch: pytest.MonkeyPa
     assert asked == [4] * 7
 
 
+async def test_who_is_crowded_out_before_it_began_is_forgotten() -> None:
+    async with Node("b", {"a": NOWHERE}, settings=quicker(unauthenticated_connections=1)) as b:
+        # Two in one turn of the loop, as from two sockets.
+        with socket.create_connection(b.address), socket.create_connection(b.address):
+            for _ in range(2):
+                b.transport._accept(b.transport._sockets[0])  # noqa: SLF001 - as the loop would
+            await b.has_counted(1, "crowded_out")
+            await asyncio.sleep(0.05)
+            assert len(b.transport._connections) == 1  # noqa: SLF001
+
+
 async def test_who_has_just_proved_who_it_is_is_not_crowded_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
