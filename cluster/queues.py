@@ -285,15 +285,26 @@ class DoubleQueue:
                 and len(self._intake) >= settings.pipeline_from_operations
             ):
                 return
-            self._send(self._next_batch())
+            self._send(self._next_batch(self._leading()))
 
     def hurry(self) -> None:
-        """Send a batch now, if only with what the node itself has to say."""
+        """Send now what the node itself has to say, and what waits along with it.
+
+        Where commits take long such batches follow each other closely, and nothing else would ever
+        find the way free.
+        """
         self.pump()
         if self._is_flowing and len(self._confirm) < self._batches_max:
-            leading = self._sender.leading_operations()
-            if leading:
-                self._send(self._batch(leading, [None] * len(leading)))
+            leading = self._leading()
+            if leading or (self._gave_way and self._intake):
+                self._send(self._next_batch(leading))
+
+    def _leading(self) -> list[bytes]:
+        """What the node itself has to say.
+
+        Nothing after a batch of that alone, because the next operation had no room beside it.
+        """
+        return [] if self._gave_way and self._intake else self._sender.leading_operations()
 
     def restart(self) -> None:
         """Send again all that is unanswered: the leader is another, or may have missed it."""
@@ -362,11 +373,9 @@ class DoubleQueue:
         self._uncommitted += 1
         self._transmit(batch)
 
-    def _next_batch(self) -> Batch:
-        """A batch out of the intake, which is not empty."""
+    def _next_batch(self, operations: list[bytes]) -> Batch:
+        """A batch of the node's own operations, and out of the intake. One of them is not empty."""
         limits = self.limits
-        # A large operation that had no room beside them comes before those of the next time.
-        operations = [] if self._gave_way else self._sender.leading_operations()
         leading = len(operations)
         waiting: list[Waiting | None] = [None] * leading
         room = limits.batch_operations
@@ -400,7 +409,7 @@ class DoubleQueue:
         self._intake_bytes -= size_bytes
         self._intake_weight -= weight
         self._taken += count - len(intake)
-        self._gave_way = len(waiting) == leading
+        self._gave_way = bool(intake) and len(waiting) == leading
         return self._batch(operations, waiting)
 
     def _batch(self, operations: list[bytes], waiting: list[Waiting | None]) -> Batch:

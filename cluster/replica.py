@@ -144,6 +144,7 @@ class Replica:
         self._streams: dict[str, tuple[int, int]] = {}  # peer -> stream, position of the next
         self._pulse_timer: Timer | None = None
         self._pulse_s = 0.0
+        self._was_late = False  # whether the last Tick was applied long after it was told
         self._was_released = False
         self._must_release = False  # what the consumers of earlier lives hold
         self._is_installing = False
@@ -458,12 +459,16 @@ class Replica:
     def _look_late(self) -> None:
         """Give leases their grace if the time that was just applied is long over.
 
-        Nothing committed meanwhile, and the signs of life of consumers are still on their way.
+        Nothing committed meanwhile, and signs of life of consumers are still on their way. Where it
+        is always so, they get it once, or nobody would ever be reaped.
         """
-        if self.is_leader:
-            late_ms = self.clock.now_ms - self.machine.now_ms
-            if late_ms > self._settings.stall_ms:
-                self.reaper.give_grace(late_ms)
+        if not self.is_leader:
+            return
+        late_ms = self.clock.now_ms - self.machine.now_ms
+        is_late = late_ms > self._settings.stall_ms
+        if is_late and not self._was_late:
+            self.reaper.give_grace(late_ms)
+        self._was_late = is_late
 
     def _look_ready(self) -> None:
         """Begin to send batches, if this node is ready for the first time in this term."""

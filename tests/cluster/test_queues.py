@@ -288,6 +288,16 @@ def test_what_the_node_has_to_say_comes_first() -> None:
     assert 1 in bench.answers
 
 
+def test_what_waits_goes_along_with_what_the_node_has_to_say() -> None:
+    bench = Bench()
+    for number in range(5):  # commits take so long that one of these is always on its way
+        bench.leading = [encode(Barrier())]
+        bench.queue.hurry()
+        bench.submit(number)
+        bench.run()
+    assert bench.sizes == [1, 2, 2, 2, 2]
+
+
 def test_what_the_node_has_to_say_never_keeps_a_large_operation_back() -> None:
     bench = Bench()
     most_bytes = LIMITS.batch_bytes - ENVELOPE_BYTES - len(encode(Barrier()))

