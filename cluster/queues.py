@@ -278,8 +278,7 @@ class DoubleQueue:
         if not self._is_flowing and self._probe_s is None:
             self._flow()
         settings = self._settings
-        batches_max = self._batches_max
-        while self._is_flowing and self._intake and len(self._confirm) < batches_max:
+        while self._intake and self._may_send:
             if self._uncommitted and not (
                 self._uncommitted < settings.pipelined_batches
                 and len(self._intake) >= settings.pipeline_from_operations
@@ -294,10 +293,16 @@ class DoubleQueue:
         find the way free.
         """
         self.pump()
-        if self._is_flowing and len(self._confirm) < self._batches_max:
+        if self._gave_way and self._intake and self._may_send:
+            self._send(self._next_batch([]))
+        if self._may_send:
             leading = self._leading()
-            if leading or (self._gave_way and self._intake):
+            if leading:
                 self._send(self._next_batch(leading))
+
+    @property
+    def _may_send(self) -> bool:
+        return self._is_flowing and len(self._confirm) < self._batches_max
 
     def _leading(self) -> list[bytes]:
         """What the node itself has to say.
@@ -308,7 +313,7 @@ class DoubleQueue:
 
     def restart(self) -> None:
         """Send again all that is unanswered: the leader is another, or may have missed it."""
-        self._is_flowing = False
+        self._is_flowing = self._gave_way = False
         self._probe_s = None
         self.pump()
 
@@ -335,8 +340,7 @@ class DoubleQueue:
         self._position = 0
         self.resends += 1
         self._probe_s = now_s + self._settings.resend_after_ms / 1000
-        self._probe_is_out = True
-        self._transmit(oldest)
+        self._probe_is_out = self._transmit(oldest)
 
     def _flow(self) -> None:
         """Begin a stream with what is unanswered, oldest first, if there is where to."""
@@ -506,6 +510,7 @@ class DoubleQueue:
                 else:
                     kept.append(waiting)
             self._intake = kept
+            self._gave_way = False  # for another one, perhaps
         for waiting in self._intake:
             earliest_s = min(earliest_s, waiting.deadline_s)
         for batch in self._confirm.values():

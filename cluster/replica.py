@@ -43,6 +43,7 @@ _log = logging.getLogger(__name__)
 
 _MIB = 1 << 20
 _TRANSFER_POLL_S = 0.02
+_LATE_HALF_LIFE_S = 5.0  # in which half of how late Ticks have been is forgotten
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +145,7 @@ class Replica:
         self._streams: dict[str, tuple[int, int]] = {}  # peer -> stream, position of the next
         self._pulse_timer: Timer | None = None
         self._pulse_s = 0.0
-        self._was_late = False  # whether the last Tick was applied long after it was told
+        self._late_ms, self._late_s = 0.0, 0.0  # how late a Tick was applied, and when
         self._was_released = False
         self._must_release = False  # what the consumers of earlier lives hold
         self._is_installing = False
@@ -459,16 +460,17 @@ class Replica:
     def _look_late(self) -> None:
         """Give leases their grace if the time that was just applied is long over.
 
-        Nothing committed meanwhile, and signs of life of consumers are still on their way. Where it
-        is always so, they get it once, or nobody would ever be reaped.
+        Nothing committed meanwhile, and signs of life of consumers are still on their way. But not
+        for as much as is usual here of late, or nobody would be reaped where commits take long.
         """
         if not self.is_leader:
             return
+        now_s = self._host.time()
         late_ms = self.clock.now_ms - self.machine.now_ms
-        is_late = late_ms > self._settings.stall_ms
-        if is_late and not self._was_late:
+        usual_ms = self._late_ms * 0.5 ** ((now_s - self._late_s) / _LATE_HALF_LIFE_S)
+        if late_ms > usual_ms + self._settings.stall_ms:
             self.reaper.give_grace(late_ms)
-        self._was_late = is_late
+        self._late_ms, self._late_s = max(late_ms, usual_ms), now_s
 
     def _look_ready(self) -> None:
         """Begin to send batches, if this node is ready for the first time in this term."""
@@ -479,6 +481,7 @@ class Replica:
             away_ms = self.clock.start(self.machine.now_ms)
             self._leads_since_term = self.member.term
             self.reaper.give_grace(away_ms)
+            self._late_ms = 0.0
             _log.info("%s leads in term %d", self.node_id, self.member.term)
         self.queue.restart()
         if not self._was_released:

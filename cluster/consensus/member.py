@@ -172,6 +172,7 @@ class Member:
         self._has_proposals = False
         self._needs_tick = True  # whether a leader's tick would do something
         self._ticked_s = host.time()
+        self._beat_s = 0.0  # when the next heartbeat was armed
         self._is_excused = False
         self._known: tuple[Role, int, str | None] = (Role.FOLLOWER, self.engine.term, None)
         self._heartbeat_timer: Timer | None = None
@@ -416,6 +417,7 @@ class Member:
         return True
 
     def _arm_heartbeat(self) -> None:
+        self._beat_s = self._host.time()
         self._heartbeat_timer = self._host.call_later(self._heartbeat_s, self._beat)
 
     def _beat(self) -> None:
@@ -423,7 +425,7 @@ class Member:
         if self._stopped:
             return
         self._needs_tick = True
-        if not self._has_slept:
+        if self._host.time() - self._beat_s <= self._sleep_s:
             self._is_excused = False  # one that sleeps from beat to beat is excused once only
         if self.is_leader and self.others and self.disk_hangs and not self._has_slept:
             # Nothing commits without its own copy, and its followers would never know.

@@ -312,6 +312,37 @@ def test_what_the_node_has_to_say_never_keeps_a_large_operation_back() -> None:
     assert 2 in bench.answers
 
 
+def test_a_large_operation_that_gave_way_and_expired_takes_no_time_from_the_next() -> None:
+    bench = Bench()
+    most_bytes = LIMITS.batch_bytes - ENVELOPE_BYTES - len(encode(Barrier()))
+    bench.submit(1)
+    bench.run()
+    bench.queue.submit(encode(New(1, None, bytes(most_bytes - 12))), lambda _: None, 1.0)
+    bench.leading = [encode(Barrier())]
+    bench.apply(bench.sent[0][0])
+    bench.run(2)
+    bench.queue.expire(is_lagging=True)
+    bench.apply(bench.sent[1][0])
+    bench.leading = [encode(Barrier())]
+    bench.submit(2)
+    bench.run()
+    assert bench.sizes == [1, 1, 2]
+
+
+def test_the_time_is_told_although_a_large_operation_waits() -> None:
+    bench = Bench()
+    most_bytes = LIMITS.batch_bytes - ENVELOPE_BYTES - len(encode(Barrier()))
+    bench.submit(1)
+    bench.run()
+    bench.queue.submit(encode(New(1, None, bytes(most_bytes - 12))), lambda _: None, 9.0)
+    bench.leading = [encode(Barrier())]
+    bench.queue.hurry()
+    bench.leading = [encode(Barrier())]
+    bench.queue.hurry()
+    assert not bench.leading
+    assert bench.sizes == [1, 1, 1, 1]
+
+
 def test_reads_share_a_barrier_while_it_waits() -> None:
     bench = Bench()
     bench.submit(1)

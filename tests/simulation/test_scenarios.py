@@ -203,7 +203,8 @@ def test_a_slow_follower_goes_on_soon_after_its_leader_has_declined() -> None:
     play(script)
 
 
-def test_workers_keep_what_they_hold_while_nothing_commits_for_a_while() -> None:
+@pytest.mark.parametrize("fsync_s", [0.0005, 0.4])
+def test_workers_keep_what_they_hold_while_nothing_commits_for_a_while(fsync_s: float) -> None:
     settings = ReplicaSettings(
         checkpoint=CheckpointSettings(interval_ms=400),
         lease_grace_ms=1_500,
@@ -212,6 +213,8 @@ def test_workers_keep_what_they_hold_while_nothing_commits_for_a_while() -> None
     plan = Plan(settings=settings, conditions=WAN, keeps_leases=True, workers=6)
 
     def script(cluster: Cluster) -> None:
+        for node in cluster.nodes.values():
+            node.speed = DiskSpeed(fsync_s, fsync_s, 0)
         for _ in range(6):
             for node in cluster.nodes.values():
                 if node is not leader_of(cluster):
