@@ -284,7 +284,9 @@ class DoubleQueue:
                 and len(self._intake) >= settings.pipeline_from_operations
             ):
                 return
-            self._send(self._next_batch(self._leading()))
+            # One that had no room beside the node's own comes before those of the next time.
+            leading = [] if self._gave_way else self._sender.leading_operations()
+            self._send(self._next_batch(leading))
 
     def hurry(self) -> None:
         """Send now what the node itself has to say, and what waits along with it.
@@ -296,20 +298,13 @@ class DoubleQueue:
         if self._gave_way and self._intake and self._may_send:
             self._send(self._next_batch([]))
         if self._may_send:
-            leading = self._leading()
+            leading = self._sender.leading_operations()
             if leading:
                 self._send(self._next_batch(leading))
 
     @property
     def _may_send(self) -> bool:
         return self._is_flowing and len(self._confirm) < self._batches_max
-
-    def _leading(self) -> list[bytes]:
-        """What the node itself has to say.
-
-        Nothing after a batch of that alone, because the next operation had no room beside it.
-        """
-        return [] if self._gave_way and self._intake else self._sender.leading_operations()
 
     def restart(self) -> None:
         """Send again all that is unanswered: the leader is another, or may have missed it."""
