@@ -102,6 +102,11 @@ class JournalSettings:
             if (value := getattr(self, name)) < 0:
                 raise ValueError(f"{name} is {value}, and has to be 0 or more")
 
+    @property
+    def kept_max(self) -> int:
+        """Spare segments that are kept: removing one that is made anew at once would be a waste."""
+        return max(self.spares_max, self.recycled_max)
+
 
 class Recovered(NamedTuple):
     """What the journal held when it was opened, durable now."""
@@ -353,7 +358,7 @@ class JournalFiles:
     def _recycle(self, old: _Old) -> None:
         is_wanted = (
             old.size_bytes == self._settings.segment_bytes
-            and len(self._spares) < self._settings.recycled_max
+            and len(self._spares) < self._settings.kept_max
         )
         if not is_wanted:
             self._directory.remove(old.name)
@@ -385,7 +390,6 @@ class JournalFiles:
         return name
 
     def _adopt_spares(self, names: Sequence[str]) -> None:
-        spares_max = max(self._settings.spares_max, self._settings.recycled_max)
         for name in names:
             if not name.startswith(_SPARE):
                 continue
@@ -397,7 +401,7 @@ class JournalFiles:
             size_bytes = file.size_bytes
             file.close()
             is_usual = size_bytes == self._settings.segment_bytes
-            if is_usual and len(self._spares) < spares_max:
+            if is_usual and len(self._spares) < self._settings.kept_max:
                 self._spares.append(name)
             else:
                 self._directory.remove(name)
