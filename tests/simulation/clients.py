@@ -188,6 +188,7 @@ class Worker(Client):
         self.home_incarnation = 0
         self.consumer = b""
         self.held: dict[int, int] = {}  # id -> epoch
+        self.known_s: dict[int, float] = {}  # id -> when it was last known to be held
         self.later(1.0, self.settle)
 
     def settle(self) -> None:
@@ -198,7 +199,7 @@ class Worker(Client):
             return
         self.home, self.home_incarnation = node, node.incarnation
         self.consumer = node.replica.consumer(self.name.encode())
-        self.held = {}
+        self.held, self.known_s = {}, {}
         self.cluster.owners[self.consumer] = self
         self.work(self.consumer)
         self.beat(self.consumer)
@@ -208,13 +209,12 @@ class Worker(Client):
         home = self.home
         return home is not None and home.is_up and home.incarnation == self.home_incarnation
 
-    @property
-    def was_disturbed(self) -> bool:
-        """Whether this worker may not have been able to show that it lives."""
+    def was_disturbed(self, session_id: int) -> bool:
+        """Whether it may not have been able to show that it lives, since it last used a session."""
         home = self.home
         if home is None or not self.is_at_home or not self.is_active:
             return True
-        return self.cluster.world.now_s < self.cluster.disturbed_until_s.get(home.name, 0.0)
+        return self.known_s[session_id] < self.cluster.disturbed_until_s.get(home.name, 0.0)
 
     def work(self, life: bytes) -> None:
         if life != self.consumer:
@@ -279,16 +279,19 @@ class Worker(Client):
                 )
             if life == self.consumer:
                 self.held[one.session_id] = one.epoch
+                self.known_s[one.session_id] = self.cluster.world.now_s
 
     def answered(self, session_id: int, epoch: int, result: Result) -> None:
         if isinstance(result, Failure):
             if result.code in {"lease_lost", "session_not_found"}:
                 if self.held.get(session_id) == epoch:
                     del self.held[session_id]
-                    if self.cluster.plan.keeps_leases and not self.was_disturbed:
+                    if self.cluster.plan.keeps_leases and not self.was_disturbed(session_id):
                         raise ViolationError(f"{self.name} lived, and lost {session_id}: {result}")
             elif result.code not in {"timed_out", "stopping", "overloaded"}:
                 raise ViolationError(f"{self.name}: {result.code}: {result}")
+        elif self.held.get(session_id) == epoch:
+            self.known_s[session_id] = self.cluster.world.now_s
 
 
 def policies() -> list[Operation]:

@@ -325,7 +325,9 @@ class Cluster:
             case "pause" | "pause_leader":
                 pause_s = random.uniform(0.1, 4)
                 node.pause(pause_s)
-                self.disturbed_until_s[node.name] = self.world.now_s + pause_s + DISTURBED_S
+                until_s = self.world.now_s + pause_s + DISTURBED_S
+                before_s = self.disturbed_until_s.get(node.name, 0.0)  # it may sleep already
+                self.disturbed_until_s[node.name] = max(before_s, until_s)
             case "hang" | "hang_leader":
                 node.hang(random.uniform(0.1, 6))
             case "transfer":
