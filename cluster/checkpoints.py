@@ -117,7 +117,7 @@ class Checkpoints:
         self._is_busy = False  # the store has not answered yet
         self._is_paused = False
         self._last_s = host.time()
-        self._kept_bytes = 0  # of the log, after the last cut
+        self._kept_bytes = 0  # of the log, after the last checkpoint or cut
         self._pause_s = 0.0
         self._life = 0  # answers for an abandoned one count no more
         self.index = owner.machine.applied_index  # of the checkpoint on disk
@@ -220,6 +220,8 @@ class Checkpoints:
         except Exception as raised:  # noqa: BLE001 - it contradicts the log
             self._owner.on_failure(raised)
             return
+        # What a follower needs stays, however many checkpoints follow.
+        self._kept_bytes = self._owner.member.log.size_bytes
         self.on_written()
 
     def _cut(self) -> None:

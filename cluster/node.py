@@ -37,7 +37,7 @@ from cluster.storage.journal import Journal, JournalFiles
 from cluster.storage.records import Identity, Incarnation, Record
 from cluster.storage.state_file import StateFile
 from state import Applied, Failure, Operation, Result, StateMachine, encode
-from state.operations import Heartbeat, Idempotent, Park, Remove, Store, Touch, Txn
+from state.operations import Heartbeat, Idempotent, Park, Release, Remove, Store, Touch, Txn
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ _log = logging.getLogger(__name__)
 # docs/design.md for what was measured).
 _COLLECTOR_THRESHOLDS = (20_000, 20, 1_000)
 
-_ENDING = (Store, Remove, Touch, Park, Heartbeat)
+_ENDING = (Store, Remove, Touch, Park, Release, Heartbeat)
 
 _CONNECTIONS = "its connections"
 
@@ -522,6 +522,8 @@ def _weight(operation: Operation) -> int:
     """How many operations are in one."""
     if isinstance(operation, Idempotent):
         return _weight(operation.operation)
+    if isinstance(operation, Release):
+        return operation.count
     return len(operation.operations) if isinstance(operation, Txn) else 1
 
 

@@ -5,15 +5,16 @@ leader's term, and the state machine looks again when it applies it. Leases get 
 leader, or one that slept, waits before it reaps, because it was the observer that was away.
 
 The same hand stores what the consumers of an earlier life of this node held: they are gone for
-certain, so there is nothing to wait for.
+certain, so there is nothing to wait for. It names the consumer and no session, as any of them may
+be resumed by another consumer before that is applied.
 """
 
 from collections.abc import Callable, Iterator
-from itertools import islice
 
 from cluster.consensus.host import Host
-from state import Cause, Failure, Result, StateMachine, encode
-from state.operations import Store
+from state import LIMITS, Cause, Failure, Result, StateMachine, encode
+from state.errors import LimitExceeded
+from state.operations import Release, Store
 
 # Submits an encoded operation that ends an activity.
 Submit = Callable[[bytes, Callable[[Result], object]], None]
@@ -32,9 +33,12 @@ class Reaper:
         self._grace_max_ms = grace_max_ms
         self._patient_until_s = float("inf")
         self._outstanding = 0
-        self._held: Iterator[tuple[int, int]] | None = None
-        self._was_refused = False  # whether one of those that were held may still be
-        self.reaped = 0  # since this node started
+        self._release_count = min(page, LIMITS.acquire_count)  # less if the cluster allows less
+        self._is_releasing = False
+        self._earlier: Iterator[bytes] | None = None  # consumers that are still to be released
+        self._consumer: bytes | None = None  # the one at hand, which may hold more
+        self._was_refused = False  # whether one that was passed by may still hold something
+        self.reaped = 0  # stale ones that were stored since this node started
 
     def give_grace(self, away_ms: int) -> None:
         """Reap nothing for a while, as nobody watched for `away_ms`."""
@@ -56,27 +60,51 @@ class Reaper:
         for session_id, epoch in machine.stale(self._page):
             self._store(Store(session_id, epoch, cause=Cause.STALE))
 
-    def release(self, list_held: Callable[[], Iterator[tuple[int, int]]]) -> bool:
-        """Store a page of what an earlier life of this node held. False when nothing is left.
+    def release(self, list_consumers: Callable[[], Iterator[bytes]]) -> bool:
+        """Store what consumers of an earlier life of this node hold. False when nothing is left.
 
-        What was refused for want of room or time is listed and tried again.
+        In pages, each asked for when the last one is answered. What was refused for want of room or
+        time is listed and tried again.
         """
-        if self._outstanding:
+        if self._is_releasing:
             return True
-        if self._held is None:
-            self._held, self._was_refused = list_held(), False
-        page = list(islice(self._held, self._page))
-        for session_id, epoch in page:
-            reason = "its node started again"
-            self._store(Store(session_id, epoch, cause=Cause.DISCONNECTED, reason=reason))
-        if page:
+        if self._earlier is None:
+            self._earlier, self._was_refused = list_consumers(), False
+        if self._release_page():
             return True
-        self._held = None
+        self._earlier = None
         return self._was_refused
 
     def forget_held(self) -> None:
         """List anew what is held: the state is another."""
-        self._held = None
+        self._earlier = self._consumer = None
+
+    def _release_page(self) -> bool:
+        """Store a page of the consumer at hand, or of the next one. False if there is none."""
+        if self._consumer is None and self._earlier is not None:
+            self._consumer = next(self._earlier, None)
+        if self._consumer is None:
+            return False
+        self._is_releasing = True
+        reason = "its node started again"
+        operation = Release(self._consumer, self._release_count, Cause.DISCONNECTED, reason)
+        self._submit(encode(operation), self._released)
+        return True
+
+    def _released(self, result: Result) -> None:
+        self._is_releasing = False
+        match result:
+            case LimitExceeded(limit="acquire_count", bound=bound):
+                self._release_count = bound
+            case Failure():
+                # Not at once: it may have been answered before it was even taken in.
+                self._was_refused |= result.retryable
+                self._consumer = None
+            case 0:
+                self._consumer = None
+                self._release_page()
+            case _:
+                self._release_page()
 
     def _store(self, operation: Store) -> None:
         self._outstanding += 1
@@ -86,5 +114,3 @@ class Reaper:
         self._outstanding -= 1
         if not isinstance(result, Failure):
             self.reaped += 1
-        elif result.retryable:
-            self._was_refused = True

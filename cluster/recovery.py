@@ -52,7 +52,7 @@ def align(
             # a lower one, a leader's older snapshot would look as if it were ahead.
             commit_index = max(recovered.commit_index, index)
             return recovered._replace(commit_index=commit_index), ()
-        if index == base_index:
+        if index <= max(base_index, recovered.commit_index):
             raise MisalignedError(
                 f"the checkpoint has entry {index} in term {term}, the journal in {term_of_entry}"
             )

@@ -135,17 +135,20 @@ class Replica:
         self.checkpoints = Checkpoints(
             self, store, host, random, settings.checkpoint, self.snapshots.index_for
         )
+        self._has_caught_up = False  # with what the leader had committed, once in this life
         self._seen_index = self.member.committed_index  # committed entries that were looked at
         self._seen_index = max(self._seen_index, self.applied_index)
         self._apply_is_due = False
         self._is_admitting = True
         self._is_transferring = False
+        self._transfer_index, self._transfer_s = 0, 0.0  # where who is to lead is, and since when
         self._leads_since_term = 0  # the term whose clock this node runs; 0: it does not
         self._ready_term = 0  # the last one in which this node was ready
         self._streams: dict[str, tuple[int, int]] = {}  # peer -> stream, position of the next
         self._pulse_timer: Timer | None = None
         self._pulse_s = 0.0
         self._late_ms, self._late_s = 0.0, 0.0  # how late a Tick was applied, and when
+        self._open_s = 0.0  # when this node, as the leader, last took in what came
         self._was_released = False
         self._must_release = False  # what the consumers of earlier lives hold
         self._is_installing = False
@@ -187,8 +190,12 @@ class Replica:
 
     @property
     def is_ready(self) -> bool:
-        """Whether this node has applied an entry of the current term, and so may send batches."""
-        return self._applied_term == self.member.term and not self._stopped
+        """Whether this node has applied an entry of the current term, and so may send batches.
+
+        And, in this life, once all that its leader had committed: it knows the limits then.
+        """
+        is_current = self._applied_term == self.member.term
+        return is_current and self._has_caught_up and not self._stopped
 
     @property
     def lag(self) -> int:
@@ -222,7 +229,9 @@ class Replica:
             then(False)  # noqa: FBT003 - nobody could take it, or it is being handed over
             return
         self._is_transferring = True
-        self._transfer(self._host.time() + timeout_s, self.member.term, then, to)
+        now_s = self._host.time()
+        self._transfer_index, self._transfer_s = 0, now_s
+        self._transfer(now_s + timeout_s, self.member.term, then, to)
 
     def _transfer(
         self, deadline_s: float, term: int, then: Callable[[bool], object], to: str
@@ -232,7 +241,10 @@ class Replica:
             self._is_transferring = False
             then(True)  # noqa: FBT003
             return
-        if self._host.time() >= deadline_s:
+        now_s = self._host.time()
+        # A follower that does not move, because its disk hangs, must not keep all from working.
+        patience_s = 2 * self._settings.consensus.election_timeout_max_ms / 1000
+        if now_s >= min(deadline_s, self._transfer_s + patience_s):
             self._is_transferring = False
             self._is_admitting = True
             self.queue.restart()
@@ -245,6 +257,8 @@ class Replica:
         ]
         if known:
             match_index, peer = max(known)
+            if self._is_admitting or match_index > self._transfer_index:
+                self._transfer_index, self._transfer_s = match_index, now_s
             if self._is_near(match_index):
                 self._is_admitting = False
             member.hand_over(peer)
@@ -447,15 +461,26 @@ class Replica:
                 self._listener.on_applied(applied)
             if term != self._applied_term:
                 self._applied_term = term
+                self._look_caught_up()
                 self._look_ready()
             if self._host.time() >= stop_s:
                 break
         if machine.limits is not queue.limits:
             queue.limits = machine.limits
+        if not self._has_caught_up:
+            self._look_caught_up()
+            self._look_ready()
         if self.applied_index < member.committed_index:
             self._schedule_apply()
         queue.pump()
         self.hurry()
+
+    def _look_caught_up(self) -> None:
+        """Take the limits that batches are made by from the state, once it is not an old one."""
+        member = self.member
+        self.queue.limits = self.machine.limits
+        if member.is_leader or 0 < member.heard_index <= self.applied_index:
+            self._has_caught_up = True
 
     def _look_late(self) -> None:
         """Give leases their grace if the time that was just applied is long over.
@@ -470,7 +495,8 @@ class Replica:
         usual_ms = self._late_ms * 0.5 ** ((now_s - self._late_s) / _LATE_HALF_LIFE_S)
         if late_ms > usual_ms + self._settings.stall_ms:
             self.reaper.give_grace(late_ms)
-        self._late_ms, self._late_s = max(late_ms, usual_ms), now_s
+        # Half of what is new: one stall makes nothing usual.
+        self._late_ms, self._late_s = usual_ms + max(late_ms - usual_ms, 0.0) / 2, now_s
 
     def _look_ready(self) -> None:
         """Begin to send batches, if this node is ready for the first time in this term."""
@@ -482,19 +508,20 @@ class Replica:
             self._leads_since_term = self.member.term
             self.reaper.give_grace(away_ms)
             self._late_ms = 0.0
+            self._open_s = self._host.time()
             _log.info("%s leads in term %d", self.node_id, self.member.term)
         self.queue.restart()
         if not self._was_released:
             self._was_released = True
             self._must_release = True
 
-    def _held_before(self) -> Iterator[tuple[int, int]]:
-        """What the consumers of earlier lives of this node hold, as (id, epoch)."""
+    def _earlier_consumers(self) -> Iterator[bytes]:
+        """The consumers of earlier lives of this node that hold something."""
         node = f"{self.node_id}/".encode()
         own = self.consumer(b"")
         for consumer_id in list(self.machine.consumers()):
             if consumer_id.startswith(node) and not consumer_id.startswith(own):
-                yield from list(self.machine.held_by(consumer_id))
+                yield consumer_id
 
     def pause_for_install(self) -> None:
         self._is_installing = True
@@ -504,6 +531,7 @@ class Replica:
         self.machine = machine
         self.applied_index = index
         self._applied_term = term
+        self._has_caught_up = True
         self._is_installing = False
         self.checkpoints.resume()
         self._seen_index = max(self._seen_index, index)
@@ -548,11 +576,22 @@ class Replica:
             if self.is_leader:
                 self.reaper.give_grace(late_ms)
         if self.is_leader and self.is_ready:
+            self._look_open()
             self._lead()
         if self._must_release and self.is_ready:
-            self._must_release = self.reaper.release(self._held_before)
+            self._must_release = self.reaper.release(self._earlier_consumers)
         self.snapshots.look()
         self.checkpoints.look()
+
+    def _look_open(self) -> None:
+        """Give leases their grace for the time in which this leader took no signs of life."""
+        now_s = self._host.time()
+        if self._is_admitting and self._has_room:
+            self._open_s = now_s
+            return
+        closed_ms = int((now_s - self._open_s) * 1000)
+        if closed_ms > self._settings.stall_ms:
+            self.reaper.give_grace(closed_ms)
 
     def _lead(self) -> None:
         next_wake_ms = self.machine.next_wake_ms

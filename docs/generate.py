@@ -18,7 +18,8 @@ acts on. A pair of phase and operation that has no row here is refused as `wrong
 nothing; an operator whose epoch is not the newest gets `lease_lost` in any phase.
 
 *ready* is a stored session whose due time has come. *Operators* show their epoch, *producers* show
-none, and the *cluster* is the clock and the reaper.
+none, and the *cluster* is the clock and the reaper. A `Release` stores what a consumer holds that
+is gone: for each of its sessions it is the `Store` of that one's operator.
 """
 
 

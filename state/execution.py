@@ -10,6 +10,8 @@ The methods take operations as they were decoded, with the outermost types check
 (`operations.shapes`). Empty data is no chunk.
 """
 
+from heapq import nsmallest
+from itertools import chain
 from typing import Any, Never
 
 from state.errors import (
@@ -61,6 +63,7 @@ _UNPARK = RULES[Act.UNPARK]
 _REAP = RULES[Act.REAP]
 _CREATED, _APPENDED, _REPLACED, _ACQUIRED, _STORED, _READY, _PARKED, _REMOVED, _ = EventKind
 _STORE_CAUSES = {int(cause): cause for cause in Cause if cause is not Cause.PARKED}
+_RELEASE_CAUSES = {int(one): one for one in (Cause.FAILED, Cause.DISCONNECTED, Cause.SHUTDOWN)}
 _CONFLICTS = frozenset(OnConflict)
 
 
@@ -295,6 +298,31 @@ class Executor:
         if session.deadline_ms > self._tables.now_ms:
             raise Refused(NotStale(session.session_id, session.deadline_ms))
         return self._store_active(session, _REAP, repeat_after_ms, Cause.STALE, reason)
+
+    def release(self, operation: tuple[Any, ...]) -> int:
+        """Store in the place of operators whose consumer is gone, so it shows no epochs.
+
+        What another consumer has resumed meanwhile is that one's, and is left alone.
+        """
+        _, consumer_id, count, cause, reason = operation
+        if cause not in _RELEASE_CAUSES:
+            raise Refused(Malformed("cause is out of range"))
+        self._check_reason(reason)
+        limits = self._tables.limits
+        if not 0 < count <= limits.acquire_count:
+            _exceeded("acquire_count", count, limits.acquire_count)
+        consumer = self._tables.consumers.get(consumer_id)
+        if consumer is None:
+            return 0
+        # As with Acquire: whoever is told that some are left asks again.
+        count = max(min(count, limits.batch_acquired - self.handed_out), 0)
+        # By id: the order in which a consumer knows its sessions is not the same on all nodes.
+        held = nsmallest(count, chain.from_iterable(consumer.groups.values()))
+        self.handed_out += len(held)
+        for session_id in held:
+            session = self._sessions[session_id]
+            self._store_active(session, _STORE, None, _RELEASE_CAUSES[cause], reason)
+        return consumer.population
 
     def _store_active(
         self, session: Session, rule: Rule, repeat_after_ms: int | None, cause: Cause, reason: str

@@ -85,7 +85,8 @@ class Limits:
         16_384,
         1,
         1_048_576,
-        "Sessions handed out by one batch; bounds its results, which are kept.",
+        """Sessions handed out, or released, by one batch; bounds its time, and its results, which
+        are kept.""",
     )
     txn_operations: int = bounded(128, 1, 4096, "A transaction keeps what it may have to undo.")
     chunk_bytes: int = bounded(MIB, 1, 16 * MIB, "A chunk is written and sent in one piece.")
@@ -110,7 +111,9 @@ class Limits:
     consumers: int = bounded(
         262_144, 1, 16_777_216, "Each consumer that holds a session is a record."
     )
-    acquire_count: int = bounded(1024, 1, 16_384, "Sessions that one Acquire may hand out.")
+    acquire_count: int = bounded(
+        1024, 1, 16_384, "Sessions that one Acquire may hand out, or one Release store."
+    )
     acquire_themes: int = bounded(256, 1, 4096, "Themes that one Acquire looks at.")
     proposers: int = bounded(
         1024, 3, 65_536, "Nodes that have ever proposed; a forgotten one keeps its place."

@@ -40,6 +40,7 @@ from state.operations import (
     Operation,
     Park,
     Pause,
+    Release,
     Remove,
     Replace,
     Resume,
@@ -120,6 +121,7 @@ class StateMachine:
             Idempotent: self._idempotent,
             SetLimits: upkeep.set_limits,
             ForgetProposer: upkeep.forget_proposer,
+            Release: executor.release,
         }
         self._handlers = _by_shape(everything)
         self._in_txn = _by_shape(in_txn)

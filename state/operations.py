@@ -251,6 +251,21 @@ class ForgetProposer(Operation):
     proposer: str
 
 
+@dataclass(frozen=True, slots=True)
+class Release(Operation):
+    """Store up to `count` of the sessions that a consumer holds, as it is gone.
+
+    Each is stored as by its operator without `repeat_after_ms`, with the cause `FAILED`,
+    `DISCONNECTED` or `SHUTDOWN`, but that is no sign of life. Answers how many it still holds.
+    """
+
+    code: ClassVar[int] = 21
+    consumer: bytes
+    count: int
+    cause: int = Cause.DISCONNECTED
+    reason: str = ""
+
+
 OPERATIONS: tuple[type[Operation], ...] = (
     New,
     Append,
@@ -272,6 +287,7 @@ OPERATIONS: tuple[type[Operation], ...] = (
     Idempotent,
     SetLimits,
     ForgetProposer,
+    Release,
 )
 OPERATION_BY_CODE = {operation.code: operation for operation in OPERATIONS}
 

@@ -9,6 +9,9 @@ Three kinds of caller act on a session. An *operator* shows its epoch, and is he
 is the session's newest. A *producer* shows none: it prepares, cancels or rescues sessions that
 nobody operates. The *cluster* is the clock and the reaper. An operator that is not heard gets
 `lease_lost` whatever the phase, because that is what it has to know.
+
+A Release stores, in the place of their operators, the sessions of a consumer that is gone: for each
+it is the operator's Store, and has no rows of its own.
 """
 
 from enum import IntEnum, StrEnum

@@ -86,6 +86,11 @@ def test_another_history_is_refused() -> None:
         align(journal((5, 2), 2), (5, 3))
 
 
+def test_another_history_of_what_is_committed_is_refused() -> None:
+    with pytest.raises(MisalignedError, match="entry 8 in term 4, the journal in 3"):
+        align(journal((5, 2), 3, 3, 3, 3, 3, commit=10), (8, 4))
+
+
 def test_a_checkpoint_without_its_journal_is_refused() -> None:
     with pytest.raises(MisalignedError, match="the journal that belongs to it is missing"):
         check_presence(has_journal=False, has_checkpoint=True)

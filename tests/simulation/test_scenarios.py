@@ -225,6 +225,41 @@ def test_workers_keep_what_they_hold_while_nothing_commits_for_a_while(fsync_s: 
         play(script, seed, plan)
 
 
+def test_workers_keep_what_they_hold_while_a_leader_takes_nothing_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = ReplicaSettings(
+        checkpoint=CheckpointSettings(interval_ms=400, log_bytes=5_000, log_bytes_max=20_000)
+    )
+    plan = Plan(settings=settings, keeps_leases=True, workers=6)
+    later = VirtualStore.later
+
+    def script(cluster: Cluster) -> None:
+        cluster.run(13)  # the grace of a new leader is over
+        leader = leader_of(cluster).replica
+        assert leader is not None
+        until_s = cluster.world.now_s + 12
+        stalled = leader.checkpoints._store  # noqa: SLF001
+
+        def late(self: VirtualStore, then: Callable[..., object], *arguments: object) -> None:
+            wait_s = until_s - cluster.world.now_s
+            if self is stalled and wait_s > 0:
+                self._host.call_later(wait_s, later, self, then, *arguments)
+            else:
+                later(self, then, *arguments)
+
+        monkeypatch.setattr(VirtualStore, "later", late)
+        closed = 0
+        for _ in range(150):
+            cluster.run(0.1)
+            closed += not leader._has_room  # noqa: SLF001
+        assert closed > 30
+        cluster.run(15)
+
+    for seed in (1, 2, 3, 4):
+        play(script, seed, plan)
+
+
 def test_sessions_are_reaped_where_everything_takes_long() -> None:
     def script(cluster: Cluster) -> None:
         leader = leader_of(cluster).replica
@@ -320,6 +355,67 @@ def test_a_follower_far_behind_catches_up_before_anything_is_refused_for_it() ->
         assert leader_of(cluster) is behind
 
     play(script, plan=replace(PLAN, settings=settings))
+
+
+def test_handing_over_to_a_disk_that_hangs_keeps_nobody_from_working() -> None:
+    def script(cluster: Cluster) -> None:
+        leader, hanging = leader_of(cluster), follower_of(cluster)
+        assert leader.replica is not None
+        assert leader.host is not None
+        hanging.hang(12)
+        cluster.run(0.1)
+        went: list[bool] = []
+        leader.host.run(leader.replica.transfer, 10.0, went.append, hanging.name)
+        cluster.run(4)
+        assert went == [False]
+        before = cluster.acknowledged
+        cluster.run(4)
+        assert cluster.acknowledged > before + 50
+        assert leader_of(cluster) is leader
+
+    play(script)
+
+
+def test_a_node_that_starts_makes_its_batches_by_the_limits_of_the_state() -> None:
+    settings = ReplicaSettings(checkpoint=CheckpointSettings(interval_ms=500_000))
+
+    def script(cluster: Cluster) -> None:
+        leader, node = leader_of(cluster).replica, follower_of(cluster)
+        assert leader is not None
+        smaller = encode(SetLimits((("batch_operations", 8),)))
+        leader.queue.submit(smaller, lambda _: None, 5.0)
+        cluster.run(3)
+        node.kill()
+        cluster.run(0.5)
+        node.start()
+        assert node.replica is not None
+        results: list[Result] = []
+        for _ in range(20):
+            one = encode(New(WORK, repeat_after_ms=1_000_000))
+            node.replica.queue.submit(one, results.append, 5.0)
+        cluster.run(5)
+        assert [type(one) for one in results] == [Created] * 20
+
+    play(script, plan=Plan(settings=settings, workers=0, writers=0))
+
+
+def test_a_log_that_is_kept_for_a_follower_costs_no_more_checkpoints() -> None:
+    settings = ReplicaSettings(
+        checkpoint=CheckpointSettings(interval_ms=5_000, log_bytes=20_000, log_bytes_max=2_000_000)
+    )
+
+    def script(cluster: Cluster) -> None:
+        leader = leader_of(cluster).replica
+        assert leader is not None
+        follower_of(cluster).hang(40)
+        cluster.run(20)
+        assert leader.member.log.size_bytes > 20_000, "it is kept"
+        before = leader.checkpoints.written
+        cluster.run(20)
+        assert leader.checkpoints.written <= before + 8
+        cluster.run(5)
+
+    play(script, plan=Plan(settings=settings, workers=1, writers=1))
 
 
 def test_a_node_that_lost_its_disk_gets_a_snapshot() -> None:

@@ -61,6 +61,7 @@ from state.operations import (
     Operation,
     Park,
     Pause,
+    Release,
     Remove,
     Replace,
     Resume,
@@ -544,16 +545,36 @@ class Model:
             raise Fail(StaleTerm(self.batch_term, self.term))
         act = Act.REAP if stale else Act.STORE
         session = self._claim(operation, operation.epoch, act, operation.if_revision)
+        if not stale:
+            self._renew_if_active(session)
+        elif self.deadline_ms(session) > self.now_ms:
+            raise Fail(NotStale(session.session_id, self.deadline_ms(session)))
+        repeat_after_ms = operation.repeat_after_ms
+        return self._store(session, act, repeat_after_ms, operation.cause, operation.reason)
+
+    def do_Release(self, operation: Release) -> Result:  # noqa: N802
+        cause, reason, limits = operation.cause, operation.reason, self.limits
+        if cause not in (Cause.FAILED, Cause.DISCONNECTED, Cause.SHUTDOWN):
+            raise Fail(MALFORMED)
+        _keep_below("reason_chars", len(reason), limits.reason_chars)
+        if not 0 < operation.count <= limits.acquire_count:
+            _exceed("acquire_count", operation.count, limits.acquire_count)
+        sessions = self.state.sessions
+        held = sorted(one for one in sessions if sessions[one].consumer == operation.consumer)
+        count = min(operation.count, len(held), limits.batch_acquired - self.state.handed_out)
+        self.state.handed_out += max(count, 0)
+        for session_id in held[: max(count, 0)]:
+            self._store(sessions[session_id], Act.STORE, None, cause, reason)
+        return len(held[max(count, 0) :])
+
+    def _store(
+        self, session: ModelSession, act: Act, repeat_after_ms: int | None, cause: int, reason: str
+    ) -> Stored:
         source = self.phase(session)
         policy = self.state.themes[session.theme].policy
         parks = False
-        repeat_after_ms = operation.repeat_after_ms
         if source is Phase.ACTIVE:
-            if not stale:
-                self._renew_if_active(session)
-            elif self.deadline_ms(session) > self.now_ms:
-                raise Fail(NotStale(session.session_id, self.deadline_ms(session)))
-            if operation.cause == Cause.SHUTDOWN:
+            if cause == Cause.SHUTDOWN:
                 session.attempts -= 1
                 if repeat_after_ms is None:
                     repeat_after_ms = 0
@@ -564,7 +585,7 @@ class Model:
         self._revise(session)
         session.due_ms = self.now_ms + repeat_after_ms
         if source is Phase.ACTIVE:
-            self._leave_active(session, operation.cause, operation.reason)
+            self._leave_active(session, cause, reason)
         if parks:
             session.phase = Phase.PARKED
             self._emit(EventKind.PARKED, session)

@@ -33,6 +33,7 @@ from state.operations import (
     Operation,
     Park,
     Pause,
+    Release,
     Remove,
     Replace,
     Resume,
@@ -151,6 +152,7 @@ _WEIGHTS: dict[type[Operation] | type[Raw], int] = {
     Idempotent: 14,
     SetLimits: 3,
     ForgetProposer: 1,
+    Release: 4,
     Raw: 1,
 }
 _IN_TXN = (New, Append, Replace, Remove, Store, Acquire, AcquireSession, Touch, Park, Unpark)
@@ -297,7 +299,9 @@ class Writer:
 
     def _inside(self, allowed: Sequence[type[Operation]]) -> Operation:
         if self.chance(3):
-            return self.random.choice((Tick(0), Barrier(), Heartbeat(b"c"), SetLimits(())))
+            return self.random.choice(
+                (Tick(0), Barrier(), Heartbeat(b"c"), SetLimits(()), Release(b"c", 1))
+            )
         [kind] = self.random.choices(allowed, [self._weights[one] for one in allowed])
         made = self._make(kind)
         assert isinstance(made, Operation)
@@ -341,8 +345,19 @@ class Writer:
                 return SetLimits(self._settings(self._limits, _SMALL_LIMITS, LIMIT_RANGES))
             case "ForgetProposer":
                 return ForgetProposer(random.choice(("a", "b", "cc", "d", "nobody", "x" * 65)))
+            case "Release":
+                return self._release()
             case _:
                 return random.choice(_RAW)
+
+    def _release(self) -> Release:
+        usual = self.random.choice((Cause.FAILED, Cause.DISCONNECTED, Cause.SHUTDOWN))
+        return Release(
+            self._consumer() or b"c",
+            self.mostly(self.random.choice((1, 1, 2, 3, 1024)), 3, 0, -1, 1025),
+            self.mostly(usual, 3, Cause.REQUESTED, Cause.STALE, Cause.PARKED, 9, -1),
+            self._reason(),
+        )
 
     def _txn(self) -> Txn:
         count = self.random.choice((0, 1, 2, 2, 3, 4))

@@ -79,6 +79,7 @@ from state.operations import (
     New,
     Park,
     Pause,
+    Release,
     Remove,
     Replace,
     Resume,
@@ -148,6 +149,9 @@ OPERATION_SAMPLES: dict[str, Operation] = {
     "SetLimits-absent": SetLimits(()),
     "SetLimits-present": SetLimits((("chunk_bytes", 1024), ("state_bytes", 2**40))),
     "ForgetProposer": ForgetProposer("node-1"),
+    "Release-absent": Release(b"consumer", 1),
+    "Release-present": Release(b"consumer", 1024, Cause.SHUTDOWN, "its node leaves"),
+    "Release-cause-failed": Release(b"node-1/1700000000000/web", 500, Cause.FAILED),
 }
 
 BATCH_SAMPLES: dict[str, tuple[str, int, int, int, tuple[Operation, ...]]] = {
@@ -365,6 +369,7 @@ def _operations() -> st.SearchStrategy[Operation]:
         st.builds(Heartbeat, data),
         st.builds(SetLimits, settings),
         st.builds(ForgetProposer, text),
+        st.builds(Release, data, number, st.sampled_from(Cause), text),
     )
     several = single | st.builds(Txn, st.lists(single, max_size=20).map(tuple))
     return several | st.builds(Idempotent, data, number, several)

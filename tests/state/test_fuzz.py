@@ -43,6 +43,7 @@ from state.operations import (
     OnConflict,
     Park,
     Pause,
+    Release,
     Remove,
     Replace,
     Resume,
@@ -282,6 +283,7 @@ SOUND: tuple[Operation, ...] = (
     Idempotent(b"receipt 3", 1000, Txn((New(9), Remove(ACTIVE_ID, 1)))),
     SetLimits((("chunk_bytes", 1000), ("themes", 4))),
     ForgetProposer("rich"),
+    Release(RICH_CONSUMER, 1, Cause.DISCONNECTED, "gone"),
 )
 
 
@@ -614,7 +616,7 @@ def almost_sound(draw: st.DrawFn, depth: int = 0) -> tuple[Any, ...]:
         elif operation is Idempotent:
             times = PLAUSIBLE["expires_after_ms"]
             fields.append(draw(st.sampled_from([b"receipt", b"other"]) if name == "key" else times))
-        elif operation is Heartbeat:
+        elif operation in (Heartbeat, Release) and name == "consumer":
             fields.append(draw(st.sampled_from([RICH_CONSUMER, b"consumer", b""])))
         else:
             fields.append(draw(PLAUSIBLE[name]))

@@ -1,5 +1,6 @@
 """Leases: who is stale is found in time, never early, and at the cost of what is found."""
 
+import gc
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from state.operations import (
     Heartbeat,
     New,
     Park,
+    Release,
     Remove,
     Replace,
     SetLimits,
@@ -76,6 +78,7 @@ def counted() -> Iterator[Work]:
         work.calls += event in {"call", "c_call"}
 
     before = sys.gettrace(), sys.getprofile()
+    gc.disable()  # who hears of a collection would be counted
     sys.settrace(trace)
     sys.setprofile(profile)
     try:
@@ -83,6 +86,7 @@ def counted() -> Iterator[Work]:
     finally:
         sys.setprofile(before[1])
         sys.settrace(before[0])
+        gc.enable()
 
 
 def work_of(action: Callable[[], object]) -> tuple[int, int]:
@@ -368,6 +372,16 @@ def test_a_consumer_is_alive_that_does_anything(operation: Operation) -> None:
     assert stale_ids(machine) == [4]
     machine.do(Tick(2 * LEASE_MS + BUCKET_MS))
     assert {2, 3, 4} <= set(stale_ids(machine))
+
+
+def test_a_release_is_no_sign_of_life() -> None:
+    machine = Machine()
+    machine.do(*(New(1, consumer=b"c") for _ in range(3)))
+    assert machine.do(Tick(LEASE_MS - 1), Release(b"c", 1)) == (LEASE_MS - 1, 2)
+    machine.do(Tick(LEASE_MS + BUCKET_MS))
+    assert stale_ids(machine) == [2, 3]
+    assert machine.do(Release(b"c", 9)) == (0,)
+    assert not stale_ids(machine)
 
 
 def test_a_lease_is_that_of_the_policy_when_it_became_active() -> None:

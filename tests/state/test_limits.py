@@ -37,6 +37,7 @@ from state.operations import (
     OnConflict,
     Park,
     Pause,
+    Release,
     Remove,
     Replace,
     SetLimits,
@@ -284,8 +285,14 @@ CASES = (
             Store(1, 1, 0, Cause.FAILED, "é" * 10),
             AcquireSession(1),
             Park(1, 2, "é" * 10),
+            New(7, consumer=b"c"),
+            Release(b"c", 1, reason="é" * 10),
         ),
-        (Store(1, 2, 0, Cause.FAILED, "é" * 11), Park(1, 2, "é" * 11)),
+        (
+            Store(1, 2, 0, Cause.FAILED, "é" * 11),
+            Park(1, 2, "é" * 11),
+            Release(b"c", 1, reason="é" * 11),
+        ),
     ),
     Case(
         "repeat_after_ms",
@@ -310,8 +317,14 @@ CASES = (
         (Txn((New(7), New(7))), Idempotent(b"a", 1, Txn((New(7), New(7))))),
         (Txn((New(7),) * 3), Idempotent(b"b", 1, Txn((New(7),) * 3))),
     ),
-    Case("acquire_count", 3, (Acquire((7,), 3),), (Acquire((7,), 4),)),
-    Case("acquire_count", 3, (), (Acquire((7,), 0),), value=0, note="of none"),
+    Case(
+        "acquire_count",
+        3,
+        (New(7, consumer=b"c"), Acquire((7,), 3), Release(b"c", 3), New(7, consumer=b"c")),
+        (Acquire((7,), 4), Release(b"c", 4), Release(b"nobody", 4)),
+    ),
+    Case("acquire_count", 3, (), (Acquire((7,), 0), Release(b"c", 0)), value=0, note="of none"),
+    Case("acquire_count", 3, (), (Release(b"c", -1),), value=-1, note="below zero"),
     Case("acquire_themes", 2, (Acquire((7, 8)),), (Acquire((7, 8, 9)),)),
     Case(
         "receipts",
@@ -642,7 +655,7 @@ def full() -> Driver:
     """A machine that has no byte left, with a session in each phase."""
     driver = Driver()
     for _ in range(4):
-        driver.new(7)
+        driver.new(7, consumer=b"consumer")
     driver.succeed(Store(1, 1, 1000))
     driver.succeed(Store(2, 1, 0))
     driver.succeed(Park(4, 1))
@@ -658,6 +671,7 @@ def full() -> Driver:
     [
         Store(3, 1, 1000, Cause.FAILED, "full"),
         Store(3, 1, cause=Cause.SHUTDOWN),
+        Release(b"consumer", 1, Cause.FAILED, "full"),
         Store(1, None, 0),
         Park(3, 1),
         Touch(3, 1, b"consumer"),

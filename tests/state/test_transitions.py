@@ -43,6 +43,7 @@ from state.operations import (
     Append,
     New,
     Park,
+    Release,
     Remove,
     Replace,
     SetPolicy,
@@ -618,6 +619,58 @@ def test_store_gives_a_due_time(phase: Phase, attempt: Attempt) -> None:
     shutdown = operation.cause == Cause.SHUTDOWN
     assert after.attempts == before.attempts - (1 if shutdown else 0)
     assert parked == (before.attempts == MAX_ATTEMPTS and not shutdown)
+
+
+RELEASE_CAUSES = (Cause.FAILED, Cause.DISCONNECTED, Cause.SHUTDOWN)
+
+
+@pytest.mark.parametrize("last_attempt", [False, True])
+@pytest.mark.parametrize("cause", RELEASE_CAUSES)
+def test_release_stores_as_the_operator_would(cause: Cause, last_attempt: bool) -> None:
+    released, stored = scene(ACTIVE), scene(ACTIVE)
+    for stage in (released, stored):
+        if last_attempt:
+            _spend_attempts(stage)
+        stage.driver.succeed(Touch(stage.session_id, stage.epoch, b"consumer"))
+    assert released.driver.do(Release(b"consumer", 1, cause, "gone")) == 0
+    stored.driver.succeed(Store(stored.session_id, stored.epoch, None, cause, "gone"))
+    assert contents(released.driver.machine) == contents(stored.driver.machine)
+    assert (released.phase is PARKED) == (last_attempt and cause is not Cause.SHUTDOWN)
+
+
+@pytest.mark.parametrize(
+    "leave",
+    [
+        Remove(1, 2),
+        Store(1, 2, DELAY_MS),
+        Store(1, 2, 0),
+        Park(1, 2),
+        Touch(1, 2, b"another"),
+    ],
+    ids=repr,
+)
+def test_release_leaves_alone_what_its_consumer_holds_no_more(leave: Operation) -> None:
+    stage = scene(ACTIVE)
+    driver = stage.driver
+    driver.succeed(Touch(stage.session_id, stage.epoch, b"consumer"))
+    driver.new(THEME, consumer=b"consumer")
+    driver.succeed(leave)
+    before = None if stage.session is None else Snapshot.of(stage.session)
+    driver.advance(10)
+    assert driver.do(Release(b"consumer", 9)) == 0
+    assert before == (None if stage.session is None else Snapshot.of(stage.session))
+    held = contents(driver.machine)
+    assert driver.do(Release(b"consumer", 9)) == 0
+    assert contents(driver.machine) == held
+
+
+@pytest.mark.parametrize("cause", [*(set(Cause) - set(RELEASE_CAUSES)), -1, len(Cause)])
+def test_release_has_no_other_cause(cause: int) -> None:
+    stage = scene(ACTIVE)
+    stage.driver.succeed(Touch(stage.session_id, stage.epoch, b"consumer"))
+    held = contents(stage.driver.machine)
+    assert isinstance(stage.driver.do(Release(b"consumer", 1, cause)), Malformed)
+    assert contents(stage.driver.machine) == held
 
 
 @pytest.mark.parametrize(("phase", "attempt"), done(Act.PARK))

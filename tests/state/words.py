@@ -34,6 +34,7 @@ from state.operations import (
     Heartbeat,
     Idempotent,
     Pause,
+    Release,
     Resume,
     SetLimits,
     SetPolicy,
@@ -214,6 +215,7 @@ _PLAIN_FIELD: dict[type[Operation], str] = {
     ForgetProposer: "proposer",
     Heartbeat: "consumer",
     Pause: "theme",
+    Release: "consumer",
     Resume: "theme",
     SetPolicy: "theme",
     Tick: "now_ms",
@@ -413,6 +415,8 @@ def _int_line(asked: Operation | None, result: int) -> str:
             return f"now {since_start(result)}"
         case Heartbeat():
             return f"renewed {result}"
+        case Release():
+            return f"still holds {result}"
         case Barrier():
             return f"index {result}"
         case None:

@@ -42,6 +42,7 @@ from state.operations import (
     New,
     Park,
     Pause,
+    Release,
     Remove,
     Replace,
     Resume,
@@ -149,6 +150,7 @@ class Workload:
             (5, self._txn),
             (4, self._idempotent),
             (2, self._heartbeat),
+            (2, self._release),
             (2, self._set_policy),
             (1, self._pause_or_resume),
             (2, self._tick),
@@ -402,11 +404,22 @@ class Workload:
         inside = (self._new, self._new, self._acquire, self._txn, self._store, self._set_policy)
         operation: Operation = self._random.choice(inside)()
         if self._chance(0.03):
-            operation = self._random.choice((Barrier(), Heartbeat(b"consumer-1")))
+            inside_of_none = (Barrier(), Heartbeat(b"consumer-1"), Release(b"consumer-1", 1))
+            operation = self._random.choice(inside_of_none)
         return Idempotent(key, expires_ms, operation)
 
     def _heartbeat(self) -> Heartbeat:
         return Heartbeat(self._random.choice((*CONSUMERS, b"nobody", b"")))
+
+    def _release(self) -> Release:
+        consumer = self._random.choice((*CONSUMERS, b"nobody", b""))
+        count = self._random.choice((1, 2, 7, 1024))
+        cause: int = self._random.choice((Cause.FAILED, Cause.DISCONNECTED, Cause.SHUTDOWN))
+        if self._chance(0.05):
+            count = self._random.choice((0, -1, 1025))
+        if self._chance(0.05):
+            cause = self._random.choice((Cause.REQUESTED, Cause.STALE, Cause.PARKED, 6))
+        return Release(consumer, count, cause, self._reason())
 
     def _set_policy(self) -> SetPolicy:
         random = self._random
