@@ -67,7 +67,7 @@ format: $(STAMP) ## Format the code and apply the safe fixes
 
 .PHONY: docs
 docs: $(STAMP) ## Write the generated pages of docs/ anew
-	$(BIN)/python docs/generate.py
+	$(BIN)/python -m docs.generate
 
 .PHONY: bench
 bench: $(STAMP) ## Measure the state machine and a cluster of three nodes

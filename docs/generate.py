@@ -5,10 +5,11 @@ The test of this module fails when a page is not what the code says.
 
 from pathlib import Path
 
+from api.settings import settings_page
 from state import TRANSITIONS, Phase
 from state.transitions import Transition
 
-PAGE = Path(__file__).parent / "transitions.md"
+DOCS = Path(__file__).parent
 
 _HEAD = """\
 # The life of a session
@@ -53,10 +54,13 @@ def table(rows: tuple[Transition, ...]) -> str:
     return "\n".join(lines)
 
 
-def page() -> str:
-    """The whole page."""
+def transitions_page() -> str:
+    """The page about the life of a session."""
     return f"{_HEAD}\n{diagram(TRANSITIONS)}\n\n{table(TRANSITIONS)}\n"
 
 
+PAGES = {"transitions.md": transitions_page, "settings.md": settings_page}
+
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
+    for name_of_page, make in PAGES.items():
+        (DOCS / name_of_page).write_text(make(), encoding="utf-8")

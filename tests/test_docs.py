@@ -8,10 +8,10 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 
 
-def test_the_page_of_transitions_is_made_from_the_table() -> None:
+def test_generated_pages_are_what_the_code_says() -> None:
     generate = runpy.run_path(str(DOCS / "generate.py"))
-    page = generate["page"]()
-    assert (DOCS / "transitions.md").read_text(encoding="utf-8") == page, "run `make docs`"
+    for name, make in generate["PAGES"].items():
+        assert (DOCS / name).read_text(encoding="utf-8") == make(), "run `make docs`"
 
 
 def test_the_example_of_the_readme_works() -> None:
