@@ -1,0 +1,87 @@
+"""The cluster over HTTP: who is in it, who leads, handing over."""
+
+from aiohttp import web
+from msgspec import Struct
+
+from api.http.calls import Call
+from api.problems import bad_request, refusal
+from api.security import Scope
+
+
+class MemberAnswer(Struct, kw_only=True):
+    """A member, as the node that answers sees it."""
+
+    node: str
+    is_leader: bool
+    is_connected: bool  # to the node that answers
+
+
+class ClusterAnswer(Struct, kw_only=True):
+    """The cluster, as the node that answers sees it."""
+
+    node: str
+    leader: str | None
+    term: int
+    is_ready: bool
+    committed_index: int
+    applied_index: int
+    checkpoint_index: int
+    sessions: int
+    operators: int
+    waiting_operations: int
+    waiting_consumers: int
+    members: list[MemberAnswer]
+
+
+class TransferAnswer(Struct, kw_only=True):
+    """Whether another node leads now."""
+
+    transferred: bool
+    leader: str | None
+
+
+async def show(call: Call) -> web.Response:
+    """Read where the node that answers is, and what it knows of the others."""
+    call.front.check(call.principal, Scope.READ)
+    front = call.front
+    status = front.gateway.status()
+    members = {status.node_id: True, **status.peers}
+    return call.answer(
+        ClusterAnswer(
+            node=status.node_id,
+            leader=status.leader,
+            term=status.term,
+            is_ready=status.is_ready,
+            committed_index=status.committed_index,
+            applied_index=status.applied_index,
+            checkpoint_index=status.checkpoint_index,
+            sessions=status.sessions,
+            operators=len(front.operators),
+            waiting_operations=status.waiting_operations,
+            waiting_consumers=len(front.waiters),
+            members=[
+                MemberAnswer(node=node, is_leader=node == status.leader, is_connected=connected)
+                for node, connected in sorted(members.items())
+            ],
+        )
+    )
+
+
+async def transfer(call: Call) -> web.Response:
+    """Hand leadership over, to the best placed member or to one; the leader has to be asked."""
+    call.front.check(call.principal, Scope.ADMIN)
+    call.principal.require_all_themes()
+    fields = await call.fields()
+    to = fields.get("to", "")
+    status = call.front.gateway.status()
+    if set(fields) - {"to"} or not isinstance(to, str):
+        raise bad_request('send {"to": "a member"}, or nothing')
+    if to and to not in status.peers:
+        raise bad_request(f"{to[:64]!a} is no other member; those are {', '.join(status.peers)}")
+    if status.leader != status.node_id:
+        leader = status.leader or "nobody that is known"
+        detail = f"{leader} leads, and only the leader hands over"
+        raise refusal(409, "not_leader", detail, retryable=True)
+    transferred = await call.front.gateway.transfer(to)
+    leader_now = call.front.gateway.status().leader
+    return call.answer(TransferAnswer(transferred=transferred, leader=leader_now))

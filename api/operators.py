@@ -1,0 +1,326 @@
+"""Operators: whatever changes an active session, one after the other.
+
+Each active session that is worked on through this node has one. Its cycle: it waits for its turn in
+the node's intake, has its operation confirmed and applied, hands the outcome to its consumer, and
+asks what next. What its consumer has said in advance waits here, so that order holds; and if an
+operation fails, those behind it are not done (`skipped`): they were said by somebody who believed
+that it would succeed.
+
+An operator never ends with an error. It ends when its session is no longer its own: it was
+removed, stored or parked, by itself or by anybody. A verdict (Remove, Store, Park) whose outcome
+nobody knows is tried again for as long as it takes, whether its consumer still listens or not. A
+consumer that is gone for certain is released: all that it holds is stored. One that vanished
+without a word keeps its sessions until their leases end, so that it may resume them at any node;
+then the reaper stores them.
+"""
+
+import random
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, Protocol
+
+from api.budget import ErrorBudget
+from api.gateway import Gateway, ended
+from cluster.queues import Callback
+from state import Applied, Cause, Failure, Outcome, Result, encode
+from state.operations import Release, Store
+
+BACKOFF_MIN_S = 0.1
+BACKOFF_MAX_S = 5.0
+RELEASE_PAGE = 1024
+
+CallLater = Callable[..., object]  # as that of a loop
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped(Failure):
+    """An operation before this one, on the same session, had failed."""
+
+    code: ClassVar[str] = "skipped"
+
+    @property
+    def retryable(self) -> bool:
+        return True
+
+    def __str__(self) -> str:
+        return "an operation before this one, on the same session, has failed"
+
+
+SKIPPED = Skipped()
+
+# What says that the session is not this operator's any more.
+_OVER = frozenset({"lease_lost", "session_not_found", "wrong_phase"})
+
+
+class Step(NamedTuple):
+    """One operation of an operator."""
+
+    encoded: bytes
+    callback: Callback
+    is_verdict: bool  # done, it ends the operator
+    is_ending: bool  # it is admitted when others are refused
+
+
+class Consumer(Protocol):
+    """Who directs operators."""
+
+    name: bytes  # as the cluster knows it
+
+    def on_held(self, operator: "Operator") -> None:
+        """It has got a session."""
+
+    def on_ended(self, operator: "Operator") -> None:
+        """It has a session no more, by its own verdict."""
+
+    def on_lost(self, operator: "Operator", cause: str) -> None:
+        """It has a session no more, and did not ask for that."""
+
+
+class Operator:
+    """The driver of one active session."""
+
+    __slots__ = (
+        "_current",
+        "_operators",
+        "_waiting",
+        "consumer",
+        "epoch",
+        "has_ended",
+        "session_id",
+    )
+
+    def __init__(
+        self, operators: "Operators", session_id: int, epoch: int, consumer: Consumer | None
+    ) -> None:
+        self._operators = operators
+        self.session_id = session_id
+        self.epoch = epoch
+        self.consumer = consumer
+        self.has_ended = False
+        self._current: Step | None = None
+        self._waiting: deque[Step] | None = None  # made when it is needed: most never need it
+
+    @property
+    def depth(self) -> int:
+        """Operations that are not answered."""
+        return (self._current is not None) + len(self._waiting or ())
+
+    def ask(self, step: Step) -> None:
+        """Do an operation after those before it."""
+        if self._current is None:
+            self._begin(step)
+        elif self._waiting is None:
+            self._waiting = deque((step,))
+        else:
+            self._waiting.append(step)
+
+    def _begin(self, step: Step) -> None:
+        self._current = step
+        self._operators.gateway.submit(step.encoded, self._answered, is_ending=step.is_ending)
+
+    def _answered(self, result: Result) -> None:
+        step = self._current
+        if step is None:
+            return
+        if isinstance(result, Failure):
+            self._failed(step, result)
+            return
+        self._operators.budget.earn()
+        self._current = None
+        if step.is_verdict:
+            self._operators.end(self)
+        step.callback(result)
+        self._next()
+
+    def _failed(self, step: Step, failure: Failure) -> None:
+        self._operators.budget.spend(failure)
+        waiting, self._waiting = self._waiting, None
+        if step.is_verdict and failure.retryable and _must_insist(step, failure):
+            # It stays the operator's own: tried until it is known, with nobody to tell.
+            self._current = step._replace(callback=_nobody)
+            self._operators.again(0, self._insist)
+        else:
+            self._current = None
+            if failure.code in _OVER:
+                self._operators.lose(self)
+        step.callback(failure)
+        for one in waiting or ():
+            one.callback(SKIPPED)
+
+    def _insist(self, attempt: int) -> None:
+        step = self._current
+        if step is None or self.has_ended:
+            return
+
+        def answered(result: Result) -> None:
+            if isinstance(result, Failure) and result.retryable:
+                self._operators.budget.spend(result)
+                self._operators.again(attempt + 1, self._insist)
+                return
+            self._current = None
+            if not isinstance(result, Failure) or result.code in _OVER:
+                self._operators.end(self)
+            self._next()
+
+        self._operators.gateway.submit(step.encoded, answered, is_ending=True)
+
+    def _next(self) -> None:
+        if self._waiting and self._current is None:
+            self._begin(self._waiting.popleft())
+
+    def store(self, cause: Cause, reason: str) -> None:
+        """Let the session come back as its theme says: nobody directs this operator any more."""
+        store = Store(self.session_id, self.epoch, cause=cause, reason=reason)
+        waiting, self._waiting = self._waiting, None
+        self.consumer = None
+        step = Step(encode(store), _nobody, is_verdict=True, is_ending=True)
+        for one in waiting or ():
+            one.callback(SKIPPED)
+        if self._current is None:
+            self._current = step
+            self._insist(0)
+        else:
+            self._waiting = deque((step,))
+
+
+class Operators:
+    """All operators of a node."""
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        call_later: CallLater,
+        *,
+        budget: ErrorBudget,
+        jitter: random.Random | None = None,
+    ) -> None:
+        self.gateway = gateway
+        self._call_later = call_later
+        self.budget = budget
+        self._jitter = jitter or random.Random()  # noqa: S311 - spreads, and keeps no secret
+        self._by_session: dict[int, Operator] = {}
+        self.releasing = 0  # consumers that are gone, and of which something is not stored yet
+        self.lost = 0  # sessions that a consumer lost, since the start
+        gateway.watchers.append(self)
+
+    def __len__(self) -> int:
+        return len(self._by_session)
+
+    def __iter__(self) -> Iterator[Operator]:
+        return iter(self._by_session.values())
+
+    def find(self, session_id: int) -> Operator | None:
+        """The operator of a session that is worked on through this node."""
+        return self._by_session.get(session_id)
+
+    def begin(self, session_id: int, epoch: int, consumer: Consumer | None) -> Operator:
+        """Operate a session that has become active, or was resumed."""
+        before = self._by_session.get(session_id)
+        if before is not None:
+            if before.epoch > epoch:
+                return before
+            if before.epoch == epoch:
+                return self._hand_over(before, consumer)
+            self.lose(before)
+        operator = self._by_session[session_id] = Operator(self, session_id, epoch, consumer)
+        if consumer is not None:
+            consumer.on_held(operator)
+        return operator
+
+    def _hand_over(self, operator: Operator, consumer: Consumer | None) -> Operator:
+        """Give an operator another consumer, which has resumed its session."""
+        before = operator.consumer
+        if consumer is not None and before is not consumer:
+            operator.consumer = consumer
+            if before is not None:
+                before.on_lost(operator, "resumed")
+            consumer.on_held(operator)
+        return operator
+
+    def operate(self, session_id: int, epoch: int) -> Operator | None:
+        """The operator by which a caller may go on who shows this epoch; None if it is not here.
+
+        A session that was acquired at another node gets one, too. Without one the operation goes to
+        the cluster all the same, which knows whether the epoch is the newest.
+        """
+        operator = self._by_session.get(session_id)
+        if operator is None:
+            if epoch == 0 or self.gateway.epoch(session_id) != epoch:
+                return None
+            operator = self.begin(session_id, epoch, None)
+        return operator if operator.epoch == epoch else None
+
+    def end(self, operator: Operator) -> None:
+        """Take note that a session is no longer this operator's, by its own verdict."""
+        if operator.has_ended:
+            return
+        self._forget(operator)
+        if operator.consumer is not None:
+            operator.consumer.on_ended(operator)
+
+    def _forget(self, operator: Operator) -> None:
+        operator.has_ended = True
+        if self._by_session.get(operator.session_id) is operator:
+            del self._by_session[operator.session_id]
+
+    def lose(self, operator: Operator) -> None:
+        """Take note that a session is no longer this operator's, and not by its own verdict."""
+        if operator.has_ended:
+            return
+        self._forget(operator)
+        if operator.consumer is not None:
+            self.lost += 1
+            operator.consumer.on_lost(operator, self.gateway.cause(operator.session_id))
+
+    # Consumers that go
+
+    def release(self, consumer: bytes, cause: Cause, reason: str) -> None:
+        """Store all that a consumer holds, as it is gone for certain, however long that takes."""
+        self.releasing += 1
+        self._release(0, encode(Release(consumer, RELEASE_PAGE, int(cause), reason)))
+
+    def _release(self, attempt: int, encoded: bytes) -> None:
+        def answered(result: Result) -> None:
+            if isinstance(result, Failure) and result.retryable:
+                self.budget.spend(result)
+                self.again(attempt + 1, self._release, encoded)
+            elif isinstance(result, int) and result:
+                self._release(0, encoded)
+            else:
+                self.releasing -= 1
+
+        self.gateway.submit(encoded, answered, weight=RELEASE_PAGE, is_ending=True)
+
+    def again(self, attempt: int, then: Callable[..., object], *arguments: object) -> None:
+        """Call later: at a random time, within twice as long each time."""
+        bound_s = min(BACKOFF_MIN_S * 2 ** min(attempt, 10), BACKOFF_MAX_S)
+        self._call_later(self._jitter.uniform(0, bound_s), then, attempt, *arguments)
+
+    # What the node tells
+
+    def on_applied(self, applied: Applied) -> None:
+        by_session = self._by_session
+        if not by_session:
+            return
+        for session_id in ended(applied):
+            operator = by_session.get(session_id)
+            if operator is not None and self.gateway.epoch(session_id) != operator.epoch:
+                self.lose(operator)
+
+    def on_leader(self, leader: str | None) -> None:
+        """Nothing changes for operators: their operations go to the new one."""
+
+    def on_installed(self) -> None:
+        for operator in list(self._by_session.values()):
+            if self.gateway.epoch(operator.session_id) != operator.epoch:
+                self.lose(operator)
+
+
+def _must_insist(step: Step, failure: Failure) -> bool:
+    """Whether a verdict is tried again without being asked: its consumer cannot say."""
+    return failure.outcome is Outcome.UNKNOWN or step.callback is _nobody
+
+
+def _nobody(_: Result) -> None:
+    """Answered."""

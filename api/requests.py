@@ -1,0 +1,299 @@
+"""What clients ask, and the operations that it becomes. One declaration for all ways in.
+
+A request over a WebSocket, an operation of a transaction and the body of an HTTP request are the
+same structures, in JSON or msgpack; the OpenAPI document is made of them. Data is bytes: in JSON
+base64 (RFC 4648, 4), or plain text as `text` in place of `data`. Times are in seconds, fractions
+allowed. A session is named by its `id`, or by `theme` and `key`.
+
+Nothing here knows who asks: the consumer's name is added by whoever does.
+"""
+
+import math
+from typing import Annotated, ClassVar, Literal
+
+from msgspec import Meta, Struct
+
+from api.identifiers import key_bytes, session_number
+from api.problems import bad_request
+from state import Cause, OnConflict, Operation, encode
+from state import operations as op
+from state.limits import DAY_MS, PRIORITY_DEFAULT, PRIORITY_MAX, THEME_MAX
+from state.operations import Target
+
+IDEMPOTENCY_MS = DAY_MS  # how long a key is remembered
+
+Theme = Annotated[int, Meta(ge=0, le=THEME_MAX)]
+SessionId = Annotated[str, Meta(pattern="^[1-9a-f][0-9a-f]{0,15}$")]
+Key = Annotated[str, Meta(min_length=1, max_length=4096)]
+Epoch = Annotated[int, Meta(ge=1, le=2**63 - 1)]
+Revision = Annotated[int, Meta(ge=1, le=2**63 - 1)]
+Priority = Annotated[int, Meta(ge=0, le=PRIORITY_MAX)]
+Seconds = Annotated[float, Meta(ge=0, le=1e11)]
+Count = Annotated[int, Meta(ge=1, le=16_384)]
+Reason = Annotated[str, Meta(max_length=4096)]
+IdempotencyKey = Annotated[str, Meta(min_length=1, max_length=4096)]
+
+_CAUSES = {"requested": Cause.REQUESTED, "failed": Cause.FAILED, "shutdown": Cause.SHUTDOWN}
+_CONFLICTS = {one.name.lower(): one for one in OnConflict}
+
+CauseName = Literal["requested", "failed", "shutdown"]
+ConflictName = Literal["reject", "return_existing", "bring_forward"]
+
+
+class Request(
+    Struct,
+    tag_field="op",
+    forbid_unknown_fields=True,
+    omit_defaults=True,
+    kw_only=True,
+    gc=False,
+):
+    """Base of what a consumer asks. What it does not know is refused, and not passed over."""
+
+    # Whether it ends a session, or is a sign of life: admitted when others are refused.
+    is_ending: ClassVar[bool] = False
+
+    seq: Annotated[int, Meta(ge=0, le=2**53)] = 0
+    idempotency_key: IdempotencyKey | None = None
+
+    def operation(self, consumer: bytes | None) -> Operation:
+        """What the cluster is to do. Raises `Refusal`."""
+        raise NotImplementedError
+
+    def encoded(self, consumer: bytes | None) -> bytes:
+        """The operation's bytes; once for all if there is an idempotency key."""
+        return encode(once(self.operation(consumer), self.idempotency_key))
+
+
+class Targeted(Request, kw_only=True):
+    """Base of what is about one session."""
+
+    id: SessionId | None = None
+    theme: Theme | None = None
+    key: Key | None = None
+
+    @property
+    def target(self) -> Target:
+        """The session. Raises `Refusal`."""
+        if self.id is not None:
+            if self.theme is not None or self.key is not None:
+                raise bad_request("name the session by `id`, or by `theme` and `key`, not by both")
+            number = session_number(self.id)
+            if number is None:
+                raise bad_request(f"{self.id!a} is no session's id")
+            return number
+        if self.theme is None or self.key is None:
+            raise bad_request("name the session by `id`, or by `theme` and `key`")
+        return self.theme, key_bytes(self.key)
+
+
+class New(Request, tag="new", kw_only=True):
+    """Begin a session: active, or stored if `repeat_after` is given."""
+
+    theme: Theme
+    key: Key | None = None
+    data: bytes = b""
+    text: str | None = None
+    priority: Priority = PRIORITY_DEFAULT
+    repeat_after: Seconds | None = None
+    on_conflict: ConflictName = "reject"
+
+    def operation(self, consumer: bytes | None) -> Operation:
+        return op.New(
+            self.theme,
+            None if self.key is None else key_bytes(self.key),
+            _chunk(self.data, self.text),
+            self.priority,
+            _ms(self.repeat_after),
+            _CONFLICTS[self.on_conflict],
+            consumer,
+        )
+
+
+class Append(Targeted, tag="append", kw_only=True):
+    """Add a chunk."""
+
+    epoch: Epoch | None = None
+    data: bytes = b""
+    text: str | None = None
+    if_revision: Revision | None = None
+
+    def operation(self, _consumer: bytes | None) -> Operation:
+        chunk = _chunk(self.data, self.text)
+        return op.Append(self.target, self.epoch, chunk, self.if_revision)
+
+
+class Replace(Targeted, tag="replace", kw_only=True):
+    """Put one chunk in place of all."""
+
+    epoch: Epoch | None = None
+    data: bytes = b""
+    text: str | None = None
+    if_revision: Revision | None = None
+
+    def operation(self, _consumer: bytes | None) -> Operation:
+        chunk = _chunk(self.data, self.text)
+        return op.Replace(self.target, self.epoch, chunk, self.if_revision)
+
+
+class Remove(Targeted, tag="remove", kw_only=True):
+    """End a session."""
+
+    is_ending: ClassVar[bool] = True
+    epoch: Epoch | None = None
+    if_revision: Revision | None = None
+
+    def operation(self, _consumer: bytes | None) -> Operation:
+        return op.Remove(self.target, self.epoch, self.if_revision)
+
+
+class Store(Targeted, tag="store", kw_only=True):
+    """Let a session come back after a while."""
+
+    is_ending: ClassVar[bool] = True
+    epoch: Epoch | None = None
+    repeat_after: Seconds | None = None
+    cause: CauseName = "requested"
+    reason: Reason = ""
+    if_revision: Revision | None = None
+
+    def operation(self, _consumer: bytes | None) -> Operation:
+        return op.Store(
+            self.target,
+            self.epoch,
+            _ms(self.repeat_after),
+            _CAUSES[self.cause],
+            self.reason,
+            self.if_revision,
+        )
+
+
+class Touch(Targeted, tag="touch", kw_only=True):
+    """A sign of life, and of progress."""
+
+    is_ending: ClassVar[bool] = True
+    epoch: Epoch
+
+    def operation(self, _consumer: bytes | None) -> Operation:
+        return op.Touch(self.target, self.epoch)
+
+
+class Park(Targeted, tag="park", kw_only=True):
+    """Set an active session aside."""
+
+    is_ending: ClassVar[bool] = True
+    epoch: Epoch
+    reason: Reason = ""
+    if_revision: Revision | None = None
+
+    def operation(self, _consumer: bytes | None) -> Operation:
+        return op.Park(self.target, self.epoch, self.reason, self.if_revision)
+
+
+class Unpark(Targeted, tag="unpark", kw_only=True):
+    """Make a parked session due now."""
+
+    if_revision: Revision | None = None
+
+    def operation(self, _consumer: bytes | None) -> Operation:
+        return op.Unpark(self.target, self.if_revision)
+
+
+class Take(Targeted, tag="take", kw_only=True):
+    """Operate one stored session, due or not."""
+
+    if_revision: Revision | None = None
+
+    def operation(self, consumer: bytes | None) -> Operation:
+        return op.AcquireSession(self.target, consumer, self.if_revision)
+
+
+class Acquire(Request, tag="acquire", kw_only=True):
+    """Operate up to `count` sessions that are due, waiting up to `wait` for the first one."""
+
+    themes: Annotated[list[Theme], Meta(min_length=1, max_length=4096)]
+    count: Count = 1
+    wait: Seconds = 0.0
+
+    def operation(self, consumer: bytes | None) -> Operation:
+        return op.Acquire(tuple(self.themes), self.count, consumer)
+
+
+TxnRequest = New | Append | Replace | Remove | Store | Touch | Park | Unpark | Take
+
+
+class Txn(Request, tag="txn", kw_only=True):
+    """Do all of these, or none."""
+
+    operations: Annotated[list[TxnRequest], Meta(min_length=1, max_length=4096)]
+
+    def operation(self, consumer: bytes | None) -> Operation:
+        for position, one in enumerate(self.operations):
+            if one.idempotency_key is not None or one.seq:
+                raise bad_request(
+                    f"operation {position} has a seq or an idempotency key of its own; "
+                    "give them to the transaction"
+                )
+        return op.Txn(tuple(one.operation(consumer) for one in self.operations))
+
+
+class Get(Targeted, tag="get", kw_only=True):
+    """Read a session."""
+
+    consistency: Literal["linearizable", "stale"] = "linearizable"
+
+
+class Held(Struct, forbid_unknown_fields=True, kw_only=True, gc=False):
+    """A session that a consumer operated over a connection that is no more."""
+
+    id: SessionId
+    epoch: Epoch
+
+
+class Resume(Request, tag="resume", kw_only=True):
+    """Go on with sessions over this connection."""
+
+    sessions: Annotated[list[Held], Meta(min_length=1, max_length=4096)]
+
+
+class Credit(Request, tag="credit", kw_only=True):
+    """Let the server push up to `count` sessions more, of these themes from now on."""
+
+    themes: Annotated[list[Theme], Meta(max_length=4096)]
+    count: Annotated[int, Meta(ge=0, le=16_384)] = 1
+
+
+class Heartbeat(Request, tag="heartbeat", kw_only=True):
+    """A sign of life, for all sessions of this connection."""
+
+
+WebSocketRequest = TxnRequest | Acquire | Txn | Get | Resume | Credit | Heartbeat
+
+
+def once(operation: Operation, key: str | None) -> Operation:
+    """An operation that is done once for all times that it is asked for with this key."""
+    if key is None:
+        return operation
+    return op.Idempotent(key_bytes(key), IDEMPOTENCY_MS, operation)
+
+
+def seconds_to_ms(seconds: float) -> int:
+    """Milliseconds, the nearest whole number. Raises `Refusal` for what is no number."""
+    if not math.isfinite(seconds):
+        raise bad_request(f"{seconds} is no time in seconds")
+    return round(seconds * 1000)
+
+
+def _ms(seconds: float | None) -> int | None:
+    return None if seconds is None else seconds_to_ms(seconds)
+
+
+def _chunk(data: bytes, text: str | None) -> bytes:
+    if text is None:
+        return data
+    if data:
+        raise bad_request("give the data as `data` or as `text`, not as both")
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise bad_request("`text` has half of a surrogate pair") from error

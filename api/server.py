@@ -1,0 +1,203 @@
+"""One node with its front end as a process: start, serve, leave.
+
+It leaves because it is asked to (SIGTERM, SIGINT), because its node cannot go on, or because its
+error budget is spent; the exit status tells which. However it comes to that, the way out is the
+same, and bounded:
+
+1. say so: `/readyz` fails, who waits for sessions is told that there are none, consumers are told
+   that the node is draining, so that they resume elsewhere;
+2. give them `drain_ms` for it; then store what those hold who are still here, with the cause
+   `shutdown`, which gives the attempt back;
+3. answer what is on its way, hand over leadership, write a last checkpoint, flush.
+"""
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import uvloop
+from aiohttp import web
+
+from api.budget import ErrorBudget
+from api.frontend import FrontEnd
+from api.gateway import Gateway
+from api.health import Health
+from api.http.app import Http
+from api.security import Authenticator, FileWatch, NoTokens, ServerTls, Tokens, Watched
+from api.settings.build import ServerSettings
+from api.statuses import ExitStatus
+from cluster import MisalignedError
+from cluster.network.errors import NetworkError
+from cluster.storage.errors import StorageError
+
+_log = logging.getLogger(__name__)
+
+_POLL_S = 0.02
+_RELEASE_TIMEOUT_S = 5.0
+
+
+def serve(settings: ServerSettings) -> int:
+    """Serve until asked to leave; answers the exit status."""
+    return uvloop.run(_serve(settings))
+
+
+async def _serve(settings: ServerSettings) -> ExitStatus:
+    server = Server(settings)
+    try:
+        await server.start()
+    except (StorageError, MisalignedError) as error:
+        _log.critical("the disk does not hold a whole node: %s", error)
+        return ExitStatus.DISK
+    except (NetworkError, OSError) as error:
+        _log.critical("it cannot listen: %s", error)
+        return ExitStatus.LISTEN
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, server.leave, ExitStatus.STOPPED, number.name)
+    loop.add_signal_handler(signal.SIGHUP, server.reload)
+    return await server.run()
+
+
+class Server:
+    """A node and its front end. Made and used on one loop; it is started once."""
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self.settings = settings
+        self.gateway = Gateway(settings.node)
+        self._leaving: asyncio.Future[ExitStatus] = asyncio.get_running_loop().create_future()
+        self._is_hurried = asyncio.Event()
+        self._runner: web.AppRunner | None = None
+        self._watch: FileWatch | None = None
+        self._front: FrontEnd | None = None
+
+    @property
+    def front(self) -> FrontEnd:
+        """What requests are served with. Raises RuntimeError before the start."""
+        if self._front is None:
+            raise RuntimeError("the server is not started")
+        return self._front
+
+    @property
+    def addresses(self) -> list[tuple[str, int]]:
+        """Where it listens."""
+        return [] if self._runner is None else [one[:2] for one in self._runner.addresses]
+
+    async def start(self) -> None:
+        """Recover, take part, listen. Leaves nothing open if it raises."""
+        try:
+            await self._start()
+        except BaseException:
+            await self._close()
+            raise
+
+    async def _start(self) -> None:
+        http, operation = self.settings.http, self.settings.operation
+        loop = asyncio.get_running_loop()
+        watched: list[Watched[Any]] = []
+        tokens: Authenticator = NoTokens()
+        tls: ServerTls | None = None
+        if http.tokens_file is not None:
+            tokens = found = await loop.run_in_executor(None, Tokens, http.tokens_file)
+            watched.append(found.files)
+        if http.tls_certificate_file is not None and http.tls_key_file is not None:
+            files = http.tls_certificate_file, http.tls_key_file
+            tls = await loop.run_in_executor(None, ServerTls, *files)
+            watched.append(tls.files)
+        if watched:
+            self._watch = FileWatch(*watched)
+            await self._watch.start()
+        await self.gateway.start()
+        budget = ErrorBudget(
+            failures=operation.error_budget_failures,
+            window_s=operation.error_budget_ms / 1000,
+            time=time.monotonic,
+            is_node_ready=lambda: self.gateway.is_ready,
+            on_spent=lambda: self.leave(ExitStatus.BUDGET_SPENT, "its error budget is spent"),
+        )
+        self._front = FrontEnd(
+            self.gateway,
+            self.settings.node.node_id,
+            http,
+            budget=budget,
+            health=Health(self.gateway, lag_max=operation.ready_lag_entries),
+            tokens=tokens,
+        )
+        self._runner = web.AppRunner(
+            Http(self._front).app(),
+            access_log=None,
+            handler_cancellation=True,
+            keepalive_timeout=http.idle_timeout_ms / 1000,
+            max_field_size=http.header_bytes,
+            max_line_size=http.header_bytes,
+            shutdown_timeout=1.0,
+        )
+        await self._runner.setup()
+        site = web.TCPSite(
+            self._runner,
+            http.bind.host,
+            http.bind.port,
+            ssl_context=None if tls is None else tls.context,
+            backlog=1024,
+        )
+        await site.start()
+        for host, port in self.addresses:
+            scheme = "http" if tls is None else "https"
+            _log.info("%s serves %s://%s:%d", self.settings.node.node_id, scheme, host, port)
+
+    def reload(self) -> None:
+        """Look at tokens and certificates now."""
+        if self._watch is not None:
+            self._watch.reload()
+
+    def leave(self, status: ExitStatus, why: str) -> None:
+        """Begin to leave; asked again, leave faster."""
+        if not self._leaving.done():
+            _log.info("%s leaves: %s", self.settings.node.node_id, why)
+            self._leaving.set_result(status)
+        else:
+            self._is_hurried.set()
+
+    async def run(self) -> ExitStatus:
+        """Serve until it has left."""
+        failing = asyncio.ensure_future(self._leave_when_it_fails())
+        status = await self._leaving
+        failing.cancel()
+        try:
+            await self._drain(is_able=status is not ExitStatus.NODE_FAILED)
+        finally:
+            await self._close()
+        _log.info("%s has left", self.settings.node.node_id)
+        return status
+
+    async def _leave_when_it_fails(self) -> None:
+        error = await self.gateway.failure()
+        self.leave(ExitStatus.NODE_FAILED, f"its node cannot go on: {error}")
+
+    async def _drain(self, *, is_able: bool) -> None:
+        front, drain_ms = self.front, self.settings.http.drain_ms
+        front.health.is_draining = True
+        front.waiters.stop()
+        connections = list(front.connections)
+        for one in connections:
+            one.drain(drain_ms)
+        if is_able:
+            await self._until(lambda: not front.connections, drain_ms / 1000)
+        for one in list(front.connections):
+            one.shut_down()
+        if is_able:
+            await self._until(lambda: not front.operators.releasing, _RELEASE_TIMEOUT_S)
+
+    async def _until(self, holds: Callable[[], bool], timeout_s: float) -> None:
+        deadline_s = time.monotonic() + timeout_s
+        while not holds() and time.monotonic() < deadline_s and not self._is_hurried.is_set():  # noqa: ASYNC110 - rare, and short
+            await asyncio.sleep(_POLL_S)
+
+    async def _close(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+        await self.gateway.stop()
+        if self._watch is not None:
+            await self._watch.stop()
