@@ -6,7 +6,8 @@ simulated by itself, and every node that applies the same log holds the same sta
 
     codec, operations, results, errors   what goes in and comes out
     limits, policy, transitions          the rules, as tables
-    records, tables, ordered, leases     what is kept, and the indexes over it
+    records, tables, ordered, roll       what is kept, and the indexes over it
+    leases                               who must show signs of life, and until when
     execution, upkeep, machine           what operations do
     ledger, layout, loading, events      what changed, and how it is written and read back
 

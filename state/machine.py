@@ -310,6 +310,20 @@ class StateMachine:
         """All sessions, in no particular order."""
         return iter(self._tables.sessions.values())
 
+    def listed(self, theme_id: int, after: int, count: int) -> tuple[list[Session], int | None]:
+        """The sessions of a theme above an id, in the order of their ids, and where to go on.
+
+        Looks at `count` ids, of which some may be of sessions that are gone; None: these were all.
+        Who goes on from page to page sees each session that stays, exactly once.
+        """
+        theme = self._tables.themes.get(theme_id)
+        if theme is None:
+            return [], None
+        ids = theme.roll.after(after, count)
+        found = map(self._tables.sessions.get, ids)
+        sessions = [session for session in found if session is not None]
+        return sessions, ids[-1] if len(ids) == count else None
+
     def theme(self, theme_id: int) -> Theme | None:
         """A theme that has sessions, or a policy of its own."""
         return self._tables.themes.get(theme_id)

@@ -19,6 +19,7 @@ from state.limits import (
 from state.ordered import OrderedInts
 from state.policy import DEFAULT_POLICY, Policy
 from state.results import Result, weight
+from state.roll import Roll
 from state.transitions import NOTHING, Phase
 
 # In the order in which a checkpoint writes them, so that references are to what came before.
@@ -71,7 +72,17 @@ class Record:
 class Theme(Record):
     """A kind of work: its policy, and who is next in it."""
 
-    __slots__ = ("counts", "keys", "paused", "policy", "ready", "served", "size_bytes", "theme_id")
+    __slots__ = (
+        "counts",
+        "keys",
+        "paused",
+        "policy",
+        "ready",
+        "roll",
+        "served",
+        "size_bytes",
+        "theme_id",
+    )
     kind = THEME
     changeable: ClassVar[tuple[str, ...]] = ("served",)
 
@@ -88,6 +99,7 @@ class Theme(Record):
         self.ready = OrderedInts()  # priority << 128 | due_ms << 64 | id
         self.counts = [0] * len(Phase)
         self.size_bytes = 0
+        self.roll = Roll()  # the ids of its sessions, and some of sessions that are gone
 
     @property
     def identity(self) -> int:

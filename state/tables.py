@@ -77,6 +77,7 @@ class Tables:
         """Take a new session into the state, its phase set."""
         self.ledger.created(session)
         self._count(session)
+        session.theme.roll.append(session.session_id)
         self.enter(session)
 
     def drop(self, session: Session) -> None:
@@ -297,16 +298,21 @@ class Tables:
 
     def flush(self) -> tuple[int, ...]:
         """End a batch: forget what is empty. Answers the themes that have work to hand out."""
+        wasteful: list[Theme] = []
         for record in self.idle:
             if isinstance(record, Theme):
                 if record.is_default and self.themes.get(record.theme_id) is record:
                     self.ledger.removed(record)
                     del self.themes[record.theme_id]
+                elif record.roll.tidy(record.population, self.sessions):
+                    wasteful.append(record)
             elif not record.population and self.consumers.get(record.consumer_id) is record:
                 self.ledger.removed(record)
                 self.leases.forget(record)
                 del self.consumers[record.consumer_id]
         self.idle.clear()
+        for theme in wasteful:
+            self.idle[theme] = None  # the next batch goes on
         if not self.awake:
             return ()
         awake = sorted(theme.theme_id for theme in self.awake if theme.can_serve)
@@ -325,6 +331,8 @@ class Tables:
         sessions = [record for record in before if isinstance(record, Session)]
         gone = {session for session in sessions if session.phase is NOTHING}
         for session in sessions:
+            if before[session].before is None:
+                session.theme.roll.cut(self.last_session_id)  # its id will be another's
             if session not in gone:
                 self.leave(session)
                 self._uncount(session)
@@ -362,6 +370,7 @@ class Tables:
             heappush(self.expiries, (record.expires_ms, record.key))
         else:
             self._count(record)
+            record.theme.roll.add(record.session_id)
             self.enter(record)
 
     def everything(self) -> list[Iterable[Record]]:

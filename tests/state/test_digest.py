@@ -289,7 +289,7 @@ def test_no_field_of_a_session_was_forgotten_above() -> None:
     assert set(Answers.__slots__) - {"weight"} == set(RECORD_CHANGES[Answers])
     assert set(Receipt.__slots__) - {"size_bytes"} == set(RECORD_CHANGES[Receipt])
     own = {name for name in RECORD_CHANGES[Theme] if "." not in name}
-    assert set(Theme.__slots__) - {"counts", "keys", "policy", "ready", "size_bytes"} == own
+    assert set(Theme.__slots__) - {"counts", "keys", "policy", "ready", "roll", "size_bytes"} == own
 
 
 @pytest.mark.parametrize("name", ["term", "now_ms", "horizon", "last_session_id", "turn"])
