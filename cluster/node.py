@@ -15,7 +15,7 @@ import logging
 import os
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -23,7 +23,9 @@ from typing import Any, Protocol, Self
 
 from cluster.consensus.log import Log, Recovered
 from cluster.consensus.messages import MalformedMessageError
+from cluster.copies import CopyInUseError, StateCopy, copied
 from cluster.failures import ClusterError, OperationError, Stopping
+from cluster.meters import HistogramValues, NodeMeters, PeerMeters, Survey, survey
 from cluster.network.errors import MalformedPayloadError
 from cluster.network.settings import Identity as NetworkIdentity
 from cluster.network.transport import Transport
@@ -33,7 +35,7 @@ from cluster.replica import Replica
 from cluster.settings import NodeSettings
 from cluster.storage.checkpoint import CheckpointThread
 from cluster.storage.disk import OsDirectory, make_directory, sync_directory
-from cluster.storage.journal import Journal, JournalFiles
+from cluster.storage.journal import FSYNC_BUCKETS_S, Journal, JournalFiles
 from cluster.storage.records import Identity, Incarnation, Record
 from cluster.storage.state_file import StateFile
 from state import Applied, Failure, Operation, Result, StateMachine, encode
@@ -100,6 +102,7 @@ class Node:
         self._failed: asyncio.Future[Exception] | None = None
         self._start_task: asyncio.Task[None] | None = None
         self._stop_task: asyncio.Task[None] | None = None
+        self._is_copying = False
 
     # Life
 
@@ -168,8 +171,7 @@ class Node:
             listener=self,
             settings=settings.replica,
         )
-        if settings.tunes_collector:
-            replica.checkpoints.on_written = _freeze
+        replica.checkpoints.on_written = self._checkpoint_written
         if self._transport is not None:
             await self._transport.start()
         self._submit = replica.queue.submit
@@ -370,6 +372,29 @@ class Node:
         self.replica.transfer(timeout_s, partial(_set_once, future), to)
         return await future
 
+    @contextlib.asynccontextmanager
+    async def copy_state(self, *, timeout_ms: int = 60_000) -> AsyncIterator[StateCopy]:
+        """Have a copy of `state.db` with all that any node had acknowledged, while it is entered.
+
+        Raises `CopyInUseError` if there is one, `CopyLateError` if `timeout_ms` is not enough to
+        write what has changed, `OperationError` and `StorageError`.
+        """
+        replica, checkpoint = self.replica, self._checkpoint
+        if checkpoint is None or self._is_copying:
+            raise CopyInUseError("another copy of the state is being made or read")
+        self._is_copying = True
+        try:
+            await self.read()
+            async with copied(
+                replica,
+                checkpoint,
+                timeout_s=timeout_ms / 1000,
+                piece_bytes=self.settings.replica.checkpoint.chunk_bytes,
+            ) as copy:
+                yield copy
+        finally:
+            self._is_copying = False
+
     def consumer(self, name: bytes) -> bytes:
         """The name by which the cluster knows a consumer that is connected to this node."""
         return self.replica.consumer(name)
@@ -426,6 +451,78 @@ class Node:
             spare_segment_error=None if upkeep_error is None else str(upkeep_error),
         )
 
+    def meters(self) -> NodeMeters:
+        """What this node has counted, and how things stand. Costs little; changes nothing."""
+        replica, journal = self.replica, self.journal
+        member, queue, machine = replica.member, replica.queue, replica.machine
+        written = journal.counters
+        return NodeMeters(
+            is_ready=replica.is_ready and member.leader is not None,
+            is_leader=replica.is_leader,
+            has_leader=member.leader is not None,
+            term=member.term,
+            leader_changes=replica.leader_changes,
+            elections=member.elections.elections,
+            stalls=replica.stalls,
+            committed_index=member.committed_index,
+            applied_index=replica.applied_index,
+            heard_index=max(member.heard_index, member.committed_index),
+            log_bytes=member.log.size_bytes,
+            intake_operations=queue.depth,
+            intake_bytes=queue.depth_bytes,
+            intake_oldest_s=queue.oldest_s,
+            unanswered_batches=queue.unanswered_count,
+            batches=queue.batches,
+            operations=queue.operations,
+            answered=queue.answered,
+            failed=dict(queue.failed),
+            reads=queue.reads,
+            resends=queue.resends,
+            commit_s=queue.commit_s.values(),
+            apply_s=replica.apply_s.values(),
+            batch_operations=queue.batch_operations.values(),
+            batch_bytes=queue.batch_bytes.values(),
+            journal_bytes=journal.size_bytes,
+            journal_segments=journal.segments,
+            journal_written_bytes=written.bytes,
+            journal_writes=written.writes,
+            journal_frames=written.frames,
+            journal_waiting=journal.waiting,
+            journal_stalled_s=journal.stalled_s,
+            has_spare_segment_error=journal.upkeep_error is not None,
+            fsync_s=HistogramValues(FSYNC_BUCKETS_S, tuple(written.fsync_buckets), written.fsync_s),
+            checkpoint_index=replica.checkpoints.index,
+            checkpoint_age_s=replica.checkpoint_age_s,
+            checkpoint_s=replica.checkpoint_s.values(),
+            snapshots_sent=replica.snapshots.sent,
+            snapshots_installed=replica.snapshots.installs,
+            sessions=machine.session_count,
+            state_bytes=machine.size_bytes,
+            state_limit_bytes=machine.limits.state_bytes,
+            reaped={"stale": replica.reaper.reaped, "disconnected": replica.reaper.released},
+            transport={} if self._transport is None else self._transport.counters.values(),
+            peers=self._peer_meters(),
+        )
+
+    def _peer_meters(self) -> dict[str, PeerMeters]:
+        replica, transport = self.replica, self._transport
+        return {
+            peer: PeerMeters(
+                progress.is_connected,
+                0 if transport is None else transport.buffered_bytes(peer),
+                progress.match_index if replica.is_leader else None,
+            )
+            for peer, progress in replica.member.replication.progress.items()
+        }
+
+    async def survey(self, *, busiest: int) -> Survey:
+        """Look at all themes, and at that many one by one."""
+        machine, replica = self.machine, self.replica
+        # The replicated time stands still while nothing is to happen, and what is due goes on
+        # being due.
+        now_ms = replica.clock.now_ms if replica.is_leader else _wall_ms()
+        return await survey(machine, max(now_ms, machine.now_ms), busiest=busiest)
+
     async def wait_until_ready(self, timeout_ms: int | None = None) -> None:
         """Wait until there is a leader and this node knows what it has committed.
 
@@ -474,6 +571,11 @@ class Node:
             _freeze()
         if self._listener is not None:
             self._listener.on_installed()
+
+    def _checkpoint_written(self) -> None:
+        self.replica.checkpoint_written()
+        if self.settings.tunes_collector:
+            _freeze()
 
     def on_failure(self, error: Exception) -> None:
         _log.critical("%s cannot go on: %s", self.settings.node_id, error, exc_info=error)

@@ -11,14 +11,16 @@ leader, a lost connection, a refusal) all that are unanswered are sent again fro
 """
 
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from time import perf_counter
 from typing import NamedTuple, Protocol
 
 from cluster.consensus.guards import ALL_GUARDS, Guards
 from cluster.consensus.host import Host
 from cluster.failures import Overloaded, Stopping, TimedOut, TooLarge
+from cluster.meters import COUNT_BUCKETS, LATENCY_BUCKETS_S, SIZE_BUCKETS_BYTES, Histogram
 from state import Applied, Failure, Limits, Result, encode, encode_batch
 from state.limits import LIMITS
 from state.operations import Barrier
@@ -61,7 +63,16 @@ class Waiting(NamedTuple):
 class Batch:
     """Operations on their way."""
 
-    __slots__ = ("appended_term", "command", "is_committed", "sent_s", "sequence", "waiting")
+    __slots__ = (
+        "appended_term",
+        "begun_s",
+        "command",
+        "committed_s",
+        "is_committed",
+        "sent_s",
+        "sequence",
+        "waiting",
+    )
 
     def __init__(self, sequence: int, command: bytes, waiting: list[Waiting | None]) -> None:
         self.sequence = sequence
@@ -70,6 +81,9 @@ class Batch:
         self.is_committed = False
         self.appended_term = 0  # in which this node, as the leader, put it into its log
         self.sent_s = 0.0
+        # On a finer clock than some hosts have, for measuring alone: when it was sent first, ...
+        self.begun_s = 0.0
+        self.committed_s = 0.0  # ... and when it was known to be committed
 
 
 class Sender(Protocol):
@@ -139,6 +153,14 @@ class DoubleQueue:
         self.batches = 0
         self.operations = 0
         self.resends = 0
+        self.answered = 0  # operations whose batch was applied, whatever came of them
+        self.reads = 0  # of `read` that were answered
+        # Operations that were answered here, and not by the state machine: by code.
+        codes = (Overloaded.code, Stopping.code, TimedOut.code, TooLarge.code)
+        self.failed = Counter(dict.fromkeys(codes, 0))
+        self.commit_s = Histogram(LATENCY_BUCKETS_S)  # from the first sending to the commit
+        self.batch_operations = Histogram(COUNT_BUCKETS)
+        self.batch_bytes = Histogram(SIZE_BUCKETS_BYTES)
 
     # In
 
@@ -157,19 +179,20 @@ class DoubleQueue:
         sign of life, which is admitted when others are not.
         """
         if self._stopping is not None:
-            callback(Stopping(was_sent=False, reason=self._stopping))
+            self._refuse(callback, Stopping(was_sent=False, reason=self._stopping))
             return
         size_bytes = len(encoded)
         settings = self._settings
         if size_bytes + ENVELOPE_BYTES > self.limits.batch_bytes:
-            callback(TooLarge(size_bytes, self.limits.batch_bytes - ENVELOPE_BYTES))
+            bound = self.limits.batch_bytes - ENVELOPE_BYTES
+            self._refuse(callback, TooLarge(size_bytes, bound))
             return
         factor = settings.ending_reserve if is_ending else 1
         if (
             len(self._intake) >= settings.intake_operations * factor
             or self._intake_bytes + size_bytes > settings.intake_bytes * factor
         ):
-            callback(Overloaded(settings.retry_after_ms))
+            self._refuse(callback, Overloaded(settings.retry_after_ms))
             return
         now_s = self._host.time()
         deadline_s = now_s + timeout_s
@@ -182,6 +205,10 @@ class DoubleQueue:
             self._pump_is_due = True
             self._host.call_soon(self._pump_turn)
 
+    def _refuse(self, callback: Callback, failure: Failure) -> None:
+        self.failed[failure.code] += 1
+        callback(failure)
+
     def read(self, callback: Callback, timeout_s: float) -> None:
         """Call back when all that was acknowledged before is applied here (a barrier's result).
 
@@ -191,10 +218,10 @@ class DoubleQueue:
             callback(0)
             return
         if self._stopping is not None:
-            callback(Stopping(was_sent=False, reason=self._stopping))
+            self._refuse(callback, Stopping(was_sent=False, reason=self._stopping))
             return
         if self._reading >= self._settings.intake_operations:
-            callback(Overloaded(self._settings.retry_after_ms))
+            self._refuse(callback, Overloaded(self._settings.retry_after_ms))
             return
         self._reading += 1
         deadline_s = self._host.time() + timeout_s
@@ -213,10 +240,12 @@ class DoubleQueue:
         if readers is self._readers:
             self._readers, self._readers_place = [], -1  # nobody joins what is answered
         self._reading -= len(readers)
+        self.reads += len(readers)
         now_s = self._host.time()
         for callback, deadline_s in readers:
             try:
                 if isinstance(result, TimedOut) and deadline_s > now_s:
+                    self.reads -= 1
                     self.read(callback, deadline_s - now_s)
                 else:
                     callback(result)
@@ -234,13 +263,13 @@ class DoubleQueue:
         intake, self._intake = self._intake, deque()
         self._intake_bytes = self._intake_weight = 0
         for waiting in intake:
-            _answer(waiting, Stopping(was_sent=False, reason=reason))
+            self._answer(waiting, Stopping(was_sent=False, reason=reason))
         confirm, self._confirm = self._confirm, {}
         self._uncommitted = 0
         for batch in confirm.values():
             for one in batch.waiting:
                 if one is not None:
-                    _answer(one, Stopping(was_sent=True, reason=reason))
+                    self._answer(one, Stopping(was_sent=True, reason=reason))
 
     @property
     def is_empty(self) -> bool:
@@ -251,6 +280,21 @@ class DoubleQueue:
     def depth(self) -> int:
         """Operations that wait for a batch."""
         return len(self._intake)
+
+    @property
+    def depth_bytes(self) -> int:
+        """What they take."""
+        return self._intake_bytes
+
+    @property
+    def oldest_s(self) -> float:
+        """How long the first of them has waited; 0 if there is none."""
+        return self._host.time() - self._intake[0].since_s if self._intake else 0.0
+
+    @property
+    def unanswered_count(self) -> int:
+        """Batches that are on their way, or not applied here."""
+        return len(self._confirm)
 
     @property
     def has_batch(self) -> bool:
@@ -361,6 +405,8 @@ class DoubleQueue:
 
     def _transmit(self, batch: Batch) -> bool:
         batch.sent_s = self._host.time()
+        if not batch.begun_s:
+            batch.begun_s = perf_counter()
         if not self._sender.propose(batch, self._stream, self._position):
             self._is_flowing = False
             return False
@@ -417,6 +463,8 @@ class DoubleQueue:
         self.batches += 1
         self.operations += len(operations)
         command = encode_batch(self.proposer, self.incarnation, sequence, self.term, operations)
+        self.batch_operations.observe(len(operations))
+        self.batch_bytes.observe(len(command))
         return Batch(sequence, command, waiting)
 
     # Out
@@ -438,6 +486,7 @@ class DoubleQueue:
         """Take note that a batch is committed: the next one may leave."""
         if not batch.is_committed:
             batch.is_committed = True
+            batch.committed_s = perf_counter()
             self._uncommitted -= 1
             self._probe_s = None
 
@@ -452,11 +501,13 @@ class DoubleQueue:
         self.committed(batch)
         if self._confirm.pop(batch.sequence, None) is not batch:
             return
+        self.answered += len(batch.waiting)
+        self.commit_s.observe(batch.committed_s - batch.begun_s)
         failure = applied.failure
         if failure is not None:
             for one in batch.waiting:
                 if one is not None:
-                    _answer(one, failure)
+                    self._answer(one, failure)
             return
         for one, result in zip(batch.waiting, applied.results, strict=True):
             if one is not None:
@@ -520,12 +571,12 @@ class DoubleQueue:
         self._earliest_s = earliest_s
         for waiting, was_sent in late:
             waited_ms = round((now_s - waiting.since_s) * 1000)
-            _answer(waiting, TimedOut(was_sent, waited_ms))
+            self._answer(waiting, TimedOut(was_sent, waited_ms))
 
-
-def _answer(waiting: Waiting, failure: Failure) -> None:
-    """Call back. A caller's mistake is its own: the others are answered all the same."""
-    try:
-        waiting.callback(failure)
-    except Exception:  # noqa: BLE001 - whatever it is, it is not ours
-        _log.exception("a caller's callback raised")
+    def _answer(self, waiting: Waiting, failure: Failure) -> None:
+        """Tell of a failure. A caller's mistake is its own: the others are answered as well."""
+        self.failed[failure.code] += 1
+        try:
+            waiting.callback(failure)
+        except Exception:  # noqa: BLE001 - whatever it is, it is not ours
+            _log.exception("a caller's callback raised")

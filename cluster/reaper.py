@@ -38,7 +38,10 @@ class Reaper:
         self._earlier: Iterator[bytes] | None = None  # consumers that are still to be released
         self._consumer: bytes | None = None  # the one at hand, which may hold more
         self._was_refused = False  # whether one that was passed by may still hold something
+        self._count_held: Callable[[bytes], int] | None = None
+        self._held = 0  # sessions of that consumer, to be counted when they are stored
         self.reaped = 0  # stale ones that were stored since this node started
+        self.released = 0  # sessions of consumers of this node's earlier lives that were stored
 
     def give_grace(self, away_ms: int) -> None:
         """Reap nothing for a while, as nobody watched for `away_ms`."""
@@ -60,12 +63,17 @@ class Reaper:
         for session_id, epoch in machine.stale(self._page):
             self._store(Store(session_id, epoch, cause=Cause.STALE))
 
-    def release(self, list_consumers: Callable[[], Iterator[bytes]]) -> bool:
+    def release(
+        self,
+        list_consumers: Callable[[], Iterator[bytes]],
+        count_held: Callable[[bytes], int] | None = None,
+    ) -> bool:
         """Store what consumers of an earlier life of this node hold. False when nothing is left.
 
         In pages, each asked for when the last one is answered. What was refused for want of room or
-        time is listed and tried again.
+        time is listed and tried again. `count_held` is asked for the sake of `released`.
         """
+        self._count_held = count_held
         if self._is_releasing:
             return True
         if self._earlier is None:
@@ -83,6 +91,8 @@ class Reaper:
         """Store a page of the consumer at hand, or of the next one. False if there is none."""
         if self._consumer is None and self._earlier is not None:
             self._consumer = next(self._earlier, None)
+            if self._consumer is not None and self._count_held is not None:
+                self._held = self._count_held(self._consumer)
         if self._consumer is None:
             return False
         self._is_releasing = True
@@ -100,8 +110,11 @@ class Reaper:
                 # Not at once: it may have been answered before it was even taken in.
                 self._was_refused |= result.retryable
                 self._consumer = None
-            case 0:
-                self._consumer = None
+            case int(left):
+                self.released += max(self._held - left, 0)
+                self._held = min(self._held, left)
+                if not left:
+                    self._consumer = None
                 self._release_page()
             case _:
                 self._release_page()

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
+from time import perf_counter
 from typing import Protocol
 
 from cluster.checkpoints import Checkpoints, CheckpointSettings, Store
@@ -30,6 +31,7 @@ from cluster.consensus.messages import (
     Message,
     Offer,
 )
+from cluster.meters import DURATION_BUCKETS_S, LATENCY_BUCKETS_S, Histogram
 from cluster.queues import Batch, Callback, DoubleQueue, QueueSettings
 from cluster.reaper import Reaper
 from cluster.snapshots import Snapshots
@@ -153,7 +155,14 @@ class Replica:
         self._must_release = False  # what the consumers of earlier lives hold
         self._is_installing = False
         self._stopped = False
+        self._seen_leader: tuple[int, str | None] = (0, None)
+        self._checkpoint_s: float | None = None  # when the one that is being written was begun
         self.stalls = 0
+        self.leader_changes = 0  # leaders of terms that this node came to know
+        # What one batch kept the loop busy with: to apply it, and to answer all who waited for it.
+        self.apply_s = Histogram(LATENCY_BUCKETS_S)
+        self.checkpoint_s = Histogram(DURATION_BUCKETS_S)
+        self.checkpoint_written_s = host.time()  # or when this node started
 
     # For its user
 
@@ -201,6 +210,18 @@ class Replica:
     def lag(self) -> int:
         """Committed entries that are not applied yet."""
         return self.member.committed_index - self.applied_index
+
+    @property
+    def checkpoint_age_s(self) -> float:
+        """How long ago a checkpoint was written last, or this node started."""
+        return self._host.time() - self.checkpoint_written_s
+
+    def checkpoint_written(self) -> None:
+        """Take note that a checkpoint is on disk: for `Checkpoints.on_written`."""
+        self.checkpoint_written_s = now_s = self._host.time()
+        if self._checkpoint_s is not None:
+            self.checkpoint_s.observe(now_s - self._checkpoint_s)
+            self._checkpoint_s = None
 
     def consumer(self, name: bytes) -> bytes:
         """The name that the cluster knows a consumer of this node by.
@@ -370,6 +391,10 @@ class Replica:
         self._is_admitting = True
         self.queue.restart()
         self._look_ready()
+        leader = (member.term, member.leader)
+        if member.leader is not None and leader != self._seen_leader:
+            self._seen_leader = leader
+            self.leader_changes += 1
         self._listener.on_leader(member.leader)
 
     def on_behind(self, peer: str) -> None:
@@ -446,6 +471,7 @@ class Replica:
         member, machine = self.member, self.machine
         log, queue = member.log, self.queue
         stop_s = self._host.time() + self._settings.apply_turn_ms / 1000
+        begin_s = perf_counter()  # finer than some hosts' clocks, and decides nothing
         while self.applied_index < member.committed_index:
             index = self.applied_index + 1
             command, _, term = log.entry_at(index)
@@ -463,6 +489,9 @@ class Replica:
                 self._applied_term = term
                 self._look_caught_up()
                 self._look_ready()
+            now_s = perf_counter()
+            self.apply_s.observe(now_s - begin_s)
+            begin_s = now_s
             if self._host.time() >= stop_s:
                 break
         if machine.limits is not queue.limits:
@@ -523,6 +552,9 @@ class Replica:
             if consumer_id.startswith(node) and not consumer_id.startswith(own):
                 yield consumer_id
 
+    def _count_held(self, consumer_id: bytes) -> int:
+        return sum(1 for _ in self.machine.held_by(consumer_id))
+
     def pause_for_install(self) -> None:
         self._is_installing = True
         self.checkpoints.pause()
@@ -579,9 +611,13 @@ class Replica:
             self._look_open()
             self._lead()
         if self._must_release and self.is_ready:
-            self._must_release = self.reaper.release(self._earlier_consumers)
+            self._must_release = self.reaper.release(self._earlier_consumers, self._count_held)
         self.snapshots.look()
         self.checkpoints.look()
+        if not self.checkpoints.is_writing:
+            self._checkpoint_s = None  # also if it was given up
+        elif self._checkpoint_s is None:
+            self._checkpoint_s = self._host.time()
 
     def _look_open(self) -> None:
         """Give leases their grace for the time in which this leader took no signs of life."""

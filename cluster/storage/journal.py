@@ -138,6 +138,11 @@ class Journal:
         return self._files.size_bytes
 
     @property
+    def segments(self) -> int:
+        """How many files hold the log, without the spare ones."""
+        return len(self._files._old) + 1  # noqa: SLF001 - its length only, in one step
+
+    @property
     def waiting(self) -> int:
         """How many writes were not answered yet."""
         return self._unanswered
