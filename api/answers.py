@@ -6,9 +6,9 @@ of the first structures; a session as it is read is `SessionView`. Times are in 
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from api.identifiers import key_text, session_text
 from state import Acquired, Cause, Created, Done, Phase, Result, Session, Stored
@@ -110,11 +110,17 @@ class SessionsAnswer(Struct, kw_only=True):
     sessions: list[SessionView]
 
 
+# Without tags, since what answers an operation is known to whoever asked for it.
+_RESULTS = ("CreatedAnswer", "RevisionAnswer", "StoredAnswer", "AcquiredAnswer")
+_ONE_OF = [{"$ref": f"#/components/schemas/{name}"} for name in _RESULTS]
+OneResult = Annotated[Any, Meta(extra_json_schema={"anyOf": _ONE_OF})]
+
+
 class TxnAnswer(Struct, kw_only=True):
     """Of a transaction: what each of its operations answered, in order."""
 
     seq: Seq = UNSET
-    results: list[CreatedAnswer | RevisionAnswer | StoredAnswer | AcquiredAnswer]
+    results: list[OneResult]
 
 
 Answer = Any  # one of the above

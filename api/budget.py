@@ -10,8 +10,10 @@ from collections.abc import Callable
 
 from state import Failure
 
-# Of failures: those that say that the cluster did not answer in time.
+# Of failures: those that say that the cluster did not answer in time, ...
 _OWN = frozenset({"timed_out"})
+# ... and those that say nothing about it: the node itself has refused.
+_SILENT = frozenset({"overloaded", "skipped", "stopping", "too_large"})
 
 
 class ErrorBudget:
@@ -33,25 +35,31 @@ class ErrorBudget:
         self._is_node_ready = is_node_ready
         self._on_spent = on_spent
         self._since_s = 0.0
+        self._last_s = 0.0
         self.failures = 0
         self.is_spent = False
 
     def earn(self) -> None:
-        """Take note that the cluster did something, or refused it with a reason."""
+        """Take note that the cluster has answered."""
         if self.failures:
             self.failures = 0
 
     def spend(self, failure: Failure) -> None:
-        """Take note that an operation was not done."""
+        """Take note that an operation was not done, whatever the reason."""
         if failure.code not in _OWN:
+            if failure.code not in _SILENT:
+                self.failures = 0  # the cluster has answered
             return
         if not self._is_node_ready():
             self.failures = 0
             return
-        if not self.failures:
-            self._since_s = self._time()
+        now_s = self._time()
+        if not self.failures or now_s - self._last_s > self._window_s:
+            # A few failures with long silence between them are no errors that keep coming.
+            self.failures, self._since_s = 0, now_s
+        self._last_s = now_s
         self.failures += 1
-        lasts_s = self._time() - self._since_s
+        lasts_s = now_s - self._since_s
         if self.failures >= self._failures_max and lasts_s >= self._window_s and not self.is_spent:
             self.is_spent = True
             self._on_spent()

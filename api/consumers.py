@@ -4,17 +4,23 @@ A consumer has one name, and one heartbeat renews all its sessions. It is sent a
 lease, while something was heard from the consumer since the last one. One that is not heard for a
 whole lease has vanished.
 
-A heartbeat also tells how many sessions the cluster knows to be the consumer's. Some that it does
-not know of itself can be among them: of a New or an Acquire whose answer came too late. Nobody
-would ever work on them, and the heartbeats would keep them; so they are stored.
+The answer to a heartbeat tells how many sessions the cluster knows to be the consumer's. If that is
+not what is known here, the two are compared. Some may be unknown here: of a New or an Acquire whose
+answer came too late. Nobody would ever work on them, and the heartbeats would keep them; so they
+are stored. Some may be another's: a consumer that lost its connection to another node, or seemed
+to, has resumed them over this one's head, at a node that has no way to tell.
+
+A consumer that is gone may still be given sessions, by operations that were on their way. If it
+left for certain, all that it holds is released once more. If it vanished, what it was never told of
+is stored; what it knows, and may resume anywhere, has its lease to wait for that.
 """
 
 import asyncio
 from typing import Protocol
 
 from api.gateway import Gateway
-from api.operators import Operator, Operators
-from state import Cause, Failure, Result, encode
+from api.operators import RESUMED, Operator, Operators
+from state import Cause, Failure, Outcome, Result, encode
 from state.operations import Heartbeat
 
 BEATS_PER_LEASE = 4
@@ -25,10 +31,10 @@ SILENT_PERIODS = BEATS_PER_LEASE + 1
 class Listener(Protocol):
     """The connection of a consumer."""
 
-    def ping(self) -> None:
-        """Ask for a sign of life."""
+    def on_beat(self) -> None:
+        """A period has passed: time to ask for a sign of life."""
 
-    def on_vanished(self) -> None:
+    def on_silence(self) -> None:
         """Nothing was heard for too long."""
 
     def on_lost(self, session_id: int, epoch: int, cause: str) -> None:
@@ -51,53 +57,82 @@ class Consumer:
         """`idle_period_s` is how often it is asked for a sign of life while it holds nothing."""
         self.name = name
         self.held: set[int] = set()
+        self.was_heard = True  # since the last beat: set by the connection
+        self.is_gone = False
         self._listener = listener
         self._gateway = gateway
         self._operators = operators
         self._loop = loop
         self._idle_period_s = idle_period_s
         self._period_s = idle_period_s
-        self._was_heard = True
         self._silent_periods = 0
         self._heartbeat = encode(Heartbeat(name))
-        self._is_gone = False
+        self._left: tuple[Cause, str] | None = None  # why it is gone for certain
+        self._may_hold = False  # whether it was ever given a session, or may be
+        self._is_releasing = False  # whether it will be released once more, in a moment
+        self._is_unsure = False  # whether it may hold something that is not known here
         self._timer = loop.call_later(self._period_s, self._beat)
 
     # For its connection
 
-    def heard(self) -> None:
-        """It lives."""
-        self._was_heard = True
+    def asks(self) -> None:
+        """Take note that an operation is on its way that may give it a session."""
+        self._may_hold = True
+
+    def doubts(self, failure: Failure) -> None:
+        """Take note that such an operation was not answered, and may have been done."""
+        if failure.outcome is Outcome.UNKNOWN:
+            self._is_unsure = True
+
+    def take(self, session_id: int, epoch: int, *, is_known: bool = False) -> None:
+        """Hold a session that the cluster has given it, unless that is over already.
+
+        `is_known` says that the consumer knows of it, even if it never hears this answer. It may
+        have come under a name that the consumer had before: then it is made its own.
+        """
+        if not self._gateway.is_held(session_id, epoch, self.name):
+            return
+        if not self.is_gone:
+            self._operators.begin(session_id, epoch, self)
+        elif self._left is not None:
+            if not self._is_releasing:
+                self._is_releasing = True
+                self._loop.call_soon(self._release, *self._left)
+        elif not is_known:
+            self._operators.give_back(session_id, epoch, "whoever asked for it had vanished")
 
     def leave(self, cause: Cause, reason: str) -> None:
         """It is gone for certain: what it holds is stored."""
-        if self._is_gone:
+        if self.is_gone:
             return
-        held = bool(self.held)
         self._end()
-        if held:
-            self._operators.release(self.name, cause, reason)
+        self._left = (cause, reason)
+        if self._may_hold:
+            # Behind all that is on its way: operations of one node never overtake each other.
+            self._release(cause, reason)
+
+    def _release(self, cause: Cause, reason: str) -> None:
+        self._is_releasing = False
+        self._operators.release(self.name, cause, reason)
 
     def vanish(self) -> None:
         """It is gone, perhaps to come back: what it holds waits for the end of its lease."""
         self._end()
 
     def _end(self) -> None:
-        self._is_gone = True
+        self.is_gone = True
         self._timer.cancel()
 
     # For operators
 
     def on_held(self, operator: Operator) -> None:
-        if self._is_gone:
-            # Its answer came when nobody was there to hear it.
-            operator.store(Cause.DISCONNECTED, "its consumer had left")
-            return
         self.held.add(operator.session_id)
+        self._may_hold = True
         lease_s = self._gateway.lease_ms(operator.session_id) / 1000
         period_s = max(lease_s / BEATS_PER_LEASE, PERIOD_MIN_S)
         if period_s < self._period_s:
             self._period_s = period_s
+            self._silent_periods = 0
             self._timer.cancel()
             self._timer = self._loop.call_later(period_s, self._beat)
 
@@ -106,7 +141,7 @@ class Consumer:
 
     def on_lost(self, operator: Operator, cause: str) -> None:
         self.held.discard(operator.session_id)
-        if not self._is_gone:
+        if not self.is_gone:
             self._listener.on_lost(operator.session_id, operator.epoch, cause)
 
     # Signs of life
@@ -115,30 +150,43 @@ class Consumer:
         if not self.held:
             self._period_s = self._idle_period_s
         self._timer = self._loop.call_later(self._period_s, self._beat)
-        if self._was_heard:
-            self._was_heard = False
+        if self.was_heard:
+            self.was_heard = False
             self._silent_periods = 0
-            if self.held:
+            if self.held or self._is_unsure:
+                self._is_unsure = False
                 self._gateway.submit(self._heartbeat, self._answered, is_ending=True)
         else:
             self._silent_periods += 1
             if self._silent_periods >= SILENT_PERIODS:
-                self._listener.on_vanished()
+                self._listener.on_silence()
                 return
-        self._listener.ping()
+        self._listener.on_beat()
 
     def _answered(self, result: Result) -> None:
         if isinstance(result, Failure):
             self._operators.budget.spend(result)
-        elif isinstance(result, int) and result > len(self.held) and not self._is_gone:
+            self._is_unsure = True
+            return
+        self._operators.budget.earn()
+        if result != len(self.held) and not self.is_gone:
             # Whoever waits for another answer of the same batch has it in a moment.
-            self._loop.call_soon(self._look_for_unknown)
+            self._loop.call_soon(self._compare)
 
-    def _look_for_unknown(self) -> None:
-        for session_id, epoch in self._gateway.held_by(self.name):
-            if session_id not in self.held and not self._is_gone:
-                operator = self._operators.begin(session_id, epoch, None)
-                operator.store(Cause.SHUTDOWN, "nobody was told that it was handed out")
+    def _compare(self) -> None:
+        """Let go of what is another's, and store what nobody knows of."""
+        if self.is_gone:
+            return
+        given = dict(self._gateway.held_by(self.name))
+        for session_id in self.held - given.keys():
+            operator = self._operators.find(session_id)
+            if operator is not None and operator.consumer is self:
+                self._operators.lose(operator, RESUMED)
+            self.held.discard(session_id)
+        for session_id, epoch in given.items():
+            if session_id not in self.held:
+                reason = "nobody was told that it was handed out"
+                self._operators.give_back(session_id, epoch, reason)
 
 
 class Consumers:

@@ -8,11 +8,16 @@ from api.budget import ErrorBudget
 from api.consumers import Consumers
 from api.gateway import Gateway
 from api.health import Health
+from api.history import History
+from api.metrics import Metrics
 from api.operators import Operators
 from api.problems import Refusal, of_failure
 from api.security import Authenticator, Principal, Scope
+from api.settings.addresses import is_loopback
 from api.settings.build import HttpSettings
+from api.tracing import Tracing
 from api.waiting import Waiters
+from api.websocket.meters import WebSocketMeters
 from state import Failure, Result
 from state.operations import Target
 
@@ -41,6 +46,7 @@ class FrontEnd:
         budget: ErrorBudget,
         health: Health,
         tokens: Authenticator,
+        events_max: int = 10_000,
     ) -> None:
         self.gateway = gateway
         self.health = health
@@ -50,9 +56,14 @@ class FrontEnd:
         loop = asyncio.get_running_loop()
         self.operators = Operators(gateway, loop.call_later, budget=budget)
         self.waiters = Waiters(gateway, loop)
+        self.history = History(gateway, events_max=events_max)
         idle_period_s = settings.ping_ms / 1000
         self.consumers = Consumers(gateway, self.operators, loop, idle_period_s=idle_period_s)
         self.connections: set[Draining] = set()
+        self.websockets = WebSocketMeters()
+        is_open = settings.metrics_open or is_loopback(settings.bind)
+        self.metrics = Metrics(self, gateway, is_open=is_open)
+        self.tracing: Tracing | None = None  # while it is off
         self._tasks: set[asyncio.Task[None]] = set()
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:

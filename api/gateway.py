@@ -13,8 +13,11 @@ from typing import Any, NamedTuple, Protocol
 
 from api.answers import SessionView, cause_name, view_of
 from cluster import Node, NodeSettings, Status
+from cluster.meters import NodeMeters, Survey
 from cluster.queues import Callback
 from state import Applied, EventKind, Failure, Phase, Policy, Result, StateMachine
+from state.errors import LeaseLost, SessionNotFound
+from state.limits import Limits
 from state.operations import Target
 from state.policy import DEFAULT_POLICY
 from state.results import Acquired
@@ -77,17 +80,33 @@ class Gateway:
     def acquire(
         self, encoded: bytes, callback: AcquiredCallback, *, timeout_ms: int | None = None
     ) -> None:
-        """Have an Acquire or AcquireSession done; the views are of the moment of its answer."""
+        """Have an Acquire or AcquireSession done; the views are of the moment of its answer.
+
+        What has gone on by then is somebody else's, or nobody's: of several it is left out, of one
+        it is a failure. That is rare: another operation of the same batch did it, or the answer is
+        an old one, known by its idempotency key.
+        """
 
         def answered(result: Result) -> None:
             if isinstance(result, Failure):
                 callback(result)
-                return
-            several: Any = (result,) if isinstance(result, Acquired) else result
-            views = (self._view(one.session_id) for one in several)
-            callback([view for view in views if view is not None])
+            elif isinstance(result, Acquired):
+                found = self._handed_out(result)
+                callback(found if isinstance(found, Failure) else [found])
+            else:
+                several: Any = result
+                views = map(self._handed_out, several)
+                callback([view for view in views if isinstance(view, SessionView)])
 
         self.submit(encoded, answered, timeout_ms=timeout_ms)
+
+    def _handed_out(self, acquired: Acquired) -> SessionView | Failure:
+        session = self._machine.session(acquired.session_id)
+        if session is None:
+            return SessionNotFound()
+        if session.phase is not Phase.ACTIVE or session.epoch != acquired.epoch:
+            return LeaseLost(acquired.session_id, acquired.epoch, session.epoch)
+        return view_of(session)
 
     def read(self, callback: Callback, *, timeout_ms: int | None = None) -> None:
         """Call back when all that was acknowledged before, by any node, is applied here."""
@@ -139,6 +158,18 @@ class Gateway:
         is_active = session is not None and session.phase is Phase.ACTIVE
         return session.epoch if is_active and session is not None else 0
 
+    def session_id(self, key: tuple[int, bytes]) -> int:
+        """The session that holds a theme's key; 0 if none does, as far as this node knows."""
+        session = self._machine.session(key)
+        return 0 if session is None else session.session_id
+
+    def is_held(self, session_id: int, epoch: int, consumer: bytes) -> bool:
+        """Whether a session is active in this epoch, and this consumer's."""
+        session = self._machine.session(session_id)
+        if session is None or session.phase is not Phase.ACTIVE or session.epoch != epoch:
+            return False
+        return session.consumer is not None and session.consumer.consumer_id == consumer
+
     def theme_of(self, session_id: int) -> int | None:
         """The theme of a session; None if it is not there."""
         session = self._machine.session(session_id)
@@ -163,7 +194,11 @@ class Gateway:
     def ready_count(self, theme_id: int) -> int:
         """How many sessions of a theme an Acquire would find here; a hint."""
         theme = self._machine.theme(theme_id)
-        return 0 if theme is None or not theme.can_serve else len(theme.ready)
+        if theme is None or not theme.can_serve:
+            return 0
+        most = theme.policy.max_active
+        ready = len(theme.ready)
+        return min(ready, most - theme.counts[Phase.ACTIVE]) if most else ready
 
     def theme(self, theme_id: int) -> ThemeView:
         """A theme; one without sessions and without a policy of its own is like all such."""
@@ -195,11 +230,28 @@ class Gateway:
                 None if oldest is None else oldest.due_ms,
             )
 
+    def limits(self) -> Limits:
+        """The bounds of the replicated state."""
+        return self._machine.limits
+
     # The node itself
+
+    @property
+    def timeout_ms(self) -> int:
+        """How long an operation is tried if its caller does not say."""
+        return self._node.settings.timeout_ms
 
     def status(self) -> Status:
         """Where the node is."""
         return self._node.status()
+
+    def meters(self) -> NodeMeters:
+        """What the node has counted, and how things stand."""
+        return self._node.meters()
+
+    async def survey(self, *, busiest: int) -> Survey:
+        """Look at all themes, and at that many one by one."""
+        return await self._node.survey(busiest=busiest)
 
     @property
     def leader(self) -> str | None:

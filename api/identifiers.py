@@ -21,8 +21,8 @@ def session_number(text: str) -> int | None:
 
 
 def key_bytes(text: str) -> bytes:
-    """A key as the cluster keeps it. What no UTF-8 can say gets a form that no key has."""
-    return text.encode("utf-8", "replace")
+    """A key as the cluster keeps it. Raises ValueError for what no UTF-8 can say."""
+    return text.encode()
 
 
 def key_text(key: bytes) -> str:

@@ -32,7 +32,11 @@ _log = logging.getLogger("api.main")  # also when it is run as a script
 # Commands by their names: where they are.
 COMMANDS: Mapping[str, str] = {
     "serve": "api.main:serve",
+    "dev": "api.commands.dev:dev",
     "check-config": "api.main:check_config",
+    "backup": "api.commands.backup:backup",
+    "restore": "api.commands.restore:restore",
+    "recover": "api.commands.recover:recover",
     "new-token": "api.security.command:new_token_command",
 }
 

@@ -4,27 +4,28 @@ Each active session that is worked on through this node has one. Its cycle: it w
 the node's intake, has its operation confirmed and applied, hands the outcome to its consumer, and
 asks what next. What its consumer has said in advance waits here, so that order holds; and if an
 operation fails, those behind it are not done (`skipped`): they were said by somebody who believed
-that it would succeed.
+that it would succeed. A transaction waits for its turn at the operator of each of its sessions.
 
 An operator never ends with an error. It ends when its session is no longer its own: it was
 removed, stored or parked, by itself or by anybody. A verdict (Remove, Store, Park) whose outcome
-nobody knows is tried again for as long as it takes, whether its consumer still listens or not. A
-consumer that is gone for certain is released: all that it holds is stored. One that vanished
-without a word keeps its sessions until their leases end, so that it may resume them at any node;
-then the reaper stores them.
+nobody knows is tried again for as long as it takes, whether its consumer still listens or not:
+shown the same epoch, it is done once. A consumer that is gone for certain is released: all that it
+holds is stored. One that vanished without a word keeps its sessions until their leases end, so that
+it may resume them at any node; then the reaper stores them.
 """
 
 import random
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple, Protocol
 
 from api.budget import ErrorBudget
 from api.gateway import Gateway, ended
 from cluster.queues import Callback
 from state import Applied, Cause, Failure, Outcome, Result, encode
-from state.operations import Release, Store
+from state.errors import LimitExceeded
+from state.operations import Release, Store, Target
 
 BACKOFF_MIN_S = 0.1
 BACKOFF_MAX_S = 5.0
@@ -49,8 +50,10 @@ class Skipped(Failure):
 
 SKIPPED = Skipped()
 
+RESUMED = "resumed"  # why a consumer lost a session, of which no history tells
+
 # What says that the session is not this operator's any more.
-_OVER = frozenset({"lease_lost", "session_not_found", "wrong_phase"})
+_OVER = frozenset({"lease_lost", "session_not_found"})
 
 
 class Step(NamedTuple):
@@ -60,6 +63,7 @@ class Step(NamedTuple):
     callback: Callback
     is_verdict: bool  # done, it ends the operator
     is_ending: bool  # it is admitted when others are refused
+    together: "_Together | None" = None  # the transaction that this is a part of
 
 
 class Consumer(Protocol):
@@ -117,7 +121,10 @@ class Operator:
 
     def _begin(self, step: Step) -> None:
         self._current = step
-        self._operators.gateway.submit(step.encoded, self._answered, is_ending=step.is_ending)
+        if step.together is None:
+            self._operators.gateway.submit(step.encoded, self._answered, is_ending=step.is_ending)
+        else:
+            step.together.arrive(self)
 
     def _answered(self, result: Result) -> None:
         step = self._current
@@ -135,7 +142,7 @@ class Operator:
 
     def _failed(self, step: Step, failure: Failure) -> None:
         self._operators.budget.spend(failure)
-        waiting, self._waiting = self._waiting, None
+        skipped = self._take_waiting()
         if step.is_verdict and failure.retryable and _must_insist(step, failure):
             # It stays the operator's own: tried until it is known, with nobody to tell.
             self._current = step._replace(callback=_nobody)
@@ -145,19 +152,21 @@ class Operator:
             if failure.code in _OVER:
                 self._operators.lose(self)
         step.callback(failure)
-        for one in waiting or ():
+        for one in skipped:
             one.callback(SKIPPED)
+        self._next()
 
     def _insist(self, attempt: int) -> None:
         step = self._current
-        if step is None or self.has_ended:
+        if step is None:
             return
 
         def answered(result: Result) -> None:
-            if isinstance(result, Failure) and result.retryable:
+            if isinstance(result, Failure):
                 self._operators.budget.spend(result)
-                self._operators.again(attempt + 1, self._insist)
-                return
+                if result.retryable:
+                    self._operators.again(attempt + 1, self._insist)
+                    return
             self._current = None
             if not isinstance(result, Failure) or result.code in _OVER:
                 self._operators.end(self)
@@ -169,19 +178,90 @@ class Operator:
         if self._waiting and self._current is None:
             self._begin(self._waiting.popleft())
 
+    def _take_waiting(self) -> list[Step]:
+        """What waits and has somebody to tell; what has not will be done all the same."""
+        waiting, self._waiting = self._waiting, None
+        if not waiting:
+            return []
+        own = [one for one in waiting if one.callback is _nobody]
+        if own:
+            self._waiting = deque(own)
+        return [one for one in waiting if one.callback is not _nobody]
+
     def store(self, cause: Cause, reason: str) -> None:
         """Let the session come back as its theme says: nobody directs this operator any more."""
         store = Store(self.session_id, self.epoch, cause=cause, reason=reason)
-        waiting, self._waiting = self._waiting, None
-        self.consumer = None
-        step = Step(encode(store), _nobody, is_verdict=True, is_ending=True)
-        for one in waiting or ():
+        consumer, self.consumer = self.consumer, None
+        if consumer is not None:
+            consumer.on_ended(self)
+        skipped = self._take_waiting()
+        self.ask(Step(encode(store), _nobody, is_verdict=True, is_ending=True))
+        for one in skipped:
             one.callback(SKIPPED)
-        if self._current is None:
-            self._current = step
-            self._insist(0)
+
+    def go_on(self, *, after_failure: bool) -> None:
+        """Go on after a transaction; if it has failed, without what was to follow it."""
+        self._current = None
+        if after_failure:
+            for one in self._take_waiting():
+                one.callback(SKIPPED)
+        self._next()
+
+
+class _Together:
+    """A transaction, which waits for its turn at several operators.
+
+    Two never wait for each other: one enters all its queues before another enters any.
+    """
+
+    __slots__ = ("_arrived", "_callback", "_count", "_encoded", "_is_over", "_operators", "_weight")
+
+    def __init__(
+        self,
+        operators: "Operators",
+        count: int,
+        encoded: bytes,
+        callback: Callback,
+        weight: int,
+    ) -> None:
+        self._operators = operators
+        self._count = count
+        self._encoded = encoded
+        self._callback = callback
+        self._weight = weight
+        self._arrived: list[Operator] = []
+        self._is_over = False
+
+    def arrive(self, operator: Operator) -> None:
+        """Take note that it is its turn at one of them."""
+        if self._is_over:
+            operator.go_on(after_failure=False)
+            return
+        self._arrived.append(operator)
+        if len(self._arrived) == self._count:
+            self._operators.gateway.submit(self._encoded, self._answered, weight=self._weight)
+
+    def skipped(self, result: Result) -> None:
+        """Take note that it is not done: something before it has failed."""
+        if not self._is_over:
+            self._is_over = True
+            self._callback(result)
+            for operator in self._arrived:
+                operator.go_on(after_failure=False)
+
+    def _answered(self, result: Result) -> None:
+        self._is_over = True
+        operators, failed = self._operators, isinstance(result, Failure)
+        if isinstance(result, Failure):
+            operators.budget.spend(result)
         else:
-            self._waiting = deque((step,))
+            operators.budget.earn()
+            for operator in self._arrived:
+                if operators.gateway.epoch(operator.session_id) != operator.epoch:
+                    operators.end(operator)
+        self._callback(result)
+        for operator in self._arrived:
+            operator.go_on(after_failure=failed)
 
 
 class Operators:
@@ -202,6 +282,7 @@ class Operators:
         self._by_session: dict[int, Operator] = {}
         self.releasing = 0  # consumers that are gone, and of which something is not stored yet
         self.lost = 0  # sessions that a consumer lost, since the start
+        self.retried = 0  # verdicts and releases that were tried again, since the start
         gateway.watchers.append(self)
 
     def __len__(self) -> int:
@@ -234,22 +315,46 @@ class Operators:
         if consumer is not None and before is not consumer:
             operator.consumer = consumer
             if before is not None:
-                before.on_lost(operator, "resumed")
+                self.lost += 1
+                before.on_lost(operator, RESUMED)
             consumer.on_held(operator)
         return operator
 
-    def operate(self, session_id: int, epoch: int) -> Operator | None:
+    def operate(self, target: Target, epoch: int) -> Operator | None:
         """The operator by which a caller may go on who shows this epoch; None if it is not here.
 
         A session that was acquired at another node gets one, too. Without one the operation goes to
         the cluster all the same, which knows whether the epoch is the newest.
         """
+        session_id = target if isinstance(target, int) else self.gateway.session_id(target)
         operator = self._by_session.get(session_id)
         if operator is None:
             if epoch == 0 or self.gateway.epoch(session_id) != epoch:
                 return None
             operator = self.begin(session_id, epoch, None)
         return operator if operator.epoch == epoch else None
+
+    def transact(
+        self,
+        shown: Iterable[tuple[Target, int | None]],
+        encoded: bytes,
+        callback: Callback,
+        *,
+        weight: int,
+    ) -> None:
+        """Have a transaction done; `shown` are its sessions, with the epoch that is shown of each.
+
+        It has its place in the order of each session's operations.
+        """
+        found = (self.operate(target, epoch) for target, epoch in shown if epoch)
+        operators = list(dict.fromkeys(one for one in found if one is not None))
+        if not operators:
+            self.gateway.submit(encoded, callback, weight=weight)
+            return
+        together = _Together(self, len(operators), encoded, callback, weight)
+        step = Step(b"", together.skipped, is_verdict=False, is_ending=False, together=together)
+        for operator in operators:
+            operator.ask(step)
 
     def end(self, operator: Operator) -> None:
         """Take note that a session is no longer this operator's, by its own verdict."""
@@ -264,36 +369,56 @@ class Operators:
         if self._by_session.get(operator.session_id) is operator:
             del self._by_session[operator.session_id]
 
-    def lose(self, operator: Operator) -> None:
+    def lose(self, operator: Operator, cause: str | None = None) -> None:
         """Take note that a session is no longer this operator's, and not by its own verdict."""
         if operator.has_ended:
             return
         self._forget(operator)
         if operator.consumer is not None:
             self.lost += 1
-            operator.consumer.on_lost(operator, self.gateway.cause(operator.session_id))
+            operator.consumer.on_lost(operator, cause or self.gateway.cause(operator.session_id))
 
-    # Consumers that go
+    # What nobody works on
+
+    def give_back(self, session_id: int, epoch: int, reason: str) -> None:
+        """Store a session that was handed out, and whose epoch nobody was told.
+
+        It was no attempt, so none is counted.
+        """
+        if self.gateway.epoch(session_id) != epoch:
+            return
+        operator = self.begin(session_id, epoch, None)
+        if operator.consumer is None:  # else somebody knows of it all the same
+            operator.store(Cause.SHUTDOWN, reason)
 
     def release(self, consumer: bytes, cause: Cause, reason: str) -> None:
-        """Store all that a consumer holds, as it is gone for certain, however long that takes."""
+        """Store all that a consumer holds, as it is gone for certain, however long that takes.
+
+        That names the consumer and no epochs, because these stay when a session is resumed: what
+        another consumer has resumed by the time that this is applied is left alone.
+        """
         self.releasing += 1
-        self._release(0, encode(Release(consumer, RELEASE_PAGE, int(cause), reason)))
+        self._release(0, Release(consumer, RELEASE_PAGE, int(cause), reason))
 
-    def _release(self, attempt: int, encoded: bytes) -> None:
+    def _release(self, attempt: int, release: Release) -> None:
         def answered(result: Result) -> None:
-            if isinstance(result, Failure) and result.retryable:
-                self.budget.spend(result)
-                self.again(attempt + 1, self._release, encoded)
-            elif isinstance(result, int) and result:
-                self._release(0, encoded)
-            else:
-                self.releasing -= 1
+            match result:
+                case LimitExceeded(limit="acquire_count", bound=bound) if bound < release.count:
+                    self._release(0, replace(release, count=bound))
+                case Failure(retryable=True):
+                    self.budget.spend(result)
+                    self.again(attempt + 1, self._release, release)
+                case int() if result:
+                    self._release(0, release)
+                case _:
+                    self.releasing -= 1
 
-        self.gateway.submit(encoded, answered, weight=RELEASE_PAGE, is_ending=True)
+        encoded = encode(release)
+        self.gateway.submit(encoded, answered, weight=release.count, is_ending=True)
 
     def again(self, attempt: int, then: Callable[..., object], *arguments: object) -> None:
         """Call later: at a random time, within twice as long each time."""
+        self.retried += 1
         bound_s = min(BACKOFF_MIN_S * 2 ** min(attempt, 10), BACKOFF_MAX_S)
         self._call_later(self._jitter.uniform(0, bound_s), then, attempt, *arguments)
 

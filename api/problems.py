@@ -10,15 +10,23 @@ an HTTP status; over a WebSocket the same fields travel without it.
     not_found             404   not_applied   no          no such route
     method_not_allowed    405   not_applied   no
     not_acceptable        406   not_applied   no
-    too_large             413   not_applied   no          a body or a frame beyond its bound
-    unsupported_media     415   not_applied   no
-    rate_limited          429   not_applied   retryable
+    request_timeout       408   not_applied   retryable   it did not arrive in time
+    not_leader            409   not_applied   retryable   at the leader
     skipped               409   not_applied   retryable   an operation before it, of the same
                                                           session, had failed
-    draining              503   not_applied   retryable   at another node
+    too_large             413   not_applied   no          a body or a frame beyond its bound
+    unsupported_media     415   not_applied   no
+    expectation_failed    417   not_applied   no
+    upgrade_required      426   not_applied   no          a WebSocket was not asked for
+    rate_limited          429   not_applied   retryable
+    header_too_large      431   not_applied   no
     internal              500   unknown       no
+    copy_failed           503   not_applied   retryable   the disk refuses a copy of the state
+    draining              503   not_applied   retryable   at another node
+    too_many_connections  503   not_applied   retryable
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -30,26 +38,46 @@ from state.errors import TxnAborted
 
 PROBLEM_TYPE = "application/problem+json"
 
-# Of failures of operations. What is not here is the request's fault: 400.
-_STATUSES = {
-    "limit_exceeded": 422,
-    "out_of_range": 422,
+# The status of each code. Other failures of operations are the request's fault: 400.
+STATUSES: Mapping[str, int] = {
+    "bad_request": 400,
+    "malformed": 400,
+    "not_stale": 400,  # only the reaper hears of it
+    "unauthenticated": 401,
+    "forbidden": 403,
+    "not_found": 404,
     "session_not_found": 404,
+    "method_not_allowed": 405,
+    "not_acceptable": 406,
+    "request_timeout": 408,
+    "key_conflict": 409,
     "lease_lost": 409,
+    "not_leader": 409,
+    "skipped": 409,
+    "txn_aborted": 409,  # or that of the operation that failed
     "wrong_phase": 409,
     "revision_mismatch": 412,
-    "key_conflict": 409,
-    "idempotency_mismatch": 422,
-    "txn_aborted": 409,
-    "overloaded": 429,
-    "timed_out": 504,
-    "stopping": 503,
     "too_large": 413,
-    "sequence_expired": 504,
-    "incarnation_superseded": 504,
+    "unsupported_media": 415,
+    "expectation_failed": 417,
+    "idempotency_mismatch": 422,
+    "limit_exceeded": 422,  # 507 if it is the whole cluster's
+    "out_of_range": 422,
+    "upgrade_required": 426,
+    "overloaded": 429,
+    "rate_limited": 429,
+    "header_too_large": 431,
+    "internal": 500,
+    "copy_failed": 503,  # or 507
+    "draining": 503,
     "stale_term": 503,
+    "stopping": 503,
+    "too_many_connections": 503,
+    "unknown_operation": 503,  # nodes of two versions
     "unsupported_version": 503,
-    "unknown_operation": 503,
+    "incarnation_superseded": 504,
+    "sequence_expired": 504,
+    "timed_out": 504,
 }
 _FULL = frozenset({"receipts", "state_bytes", "consumers", "themes"})  # the whole cluster's
 
@@ -93,6 +121,8 @@ class Problem:
 class Refusal(Exception):
     """Carries a `Problem` from where it was found to where answers are made."""
 
+    headers: Mapping[str, str] = {}  # of the HTTP answer, beside those of all problems
+
     def __init__(self, problem: Problem) -> None:
         super().__init__(f"{problem.code}: {problem.detail}")
         self.problem = problem
@@ -125,7 +155,7 @@ def _status_of(failure: Failure) -> int:
         return _status_of(failure.cause)
     if failure.code == "limit_exceeded" and getattr(failure, "limit", "") in _FULL:
         return 507
-    return _STATUSES.get(failure.code, 400)
+    return STATUSES.get(failure.code, 400)
 
 
 def bad_request(detail: str) -> Refusal:

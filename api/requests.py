@@ -38,6 +38,12 @@ _CONFLICTS = {one.name.lower(): one for one in OnConflict}
 
 CauseName = Literal["requested", "failed", "shutdown"]
 ConflictName = Literal["reject", "return_existing", "bring_forward"]
+PhaseName = Literal["stored", "ready", "active", "parked"]
+PageSize = Annotated[int, Meta(ge=1, le=1000)]
+ConsumerName = Annotated[str, Meta(pattern="^[A-Za-z0-9._-]{1,64}$")]
+TimeoutSeconds = Annotated[str, Meta(pattern=r"^[0-9]{1,9}(\.[0-9]{1,9})?$")]
+IdempotencyHeader = Annotated[str, Meta(min_length=1, max_length=256)]
+Consistency = Literal["linearizable", "stale"]
 
 
 class Request(
@@ -72,6 +78,17 @@ class Targeted(Request, kw_only=True):
     theme: Theme | None = None
     key: Key | None = None
 
+    def on(self, target: Target, consumer: bytes | None) -> Operation:
+        """The operation on a session that was named elsewhere. Raises `Refusal`."""
+        raise NotImplementedError
+
+    def operation(self, consumer: bytes | None) -> Operation:
+        return self.on(self.target, consumer)
+
+    def encoded_on(self, target: Target, consumer: bytes | None) -> bytes:
+        """As `encoded`, on a session that was named elsewhere."""
+        return encode(once(self.on(target, consumer), self.idempotency_key))
+
     @property
     def target(self) -> Target:
         """The session. Raises `Refusal`."""
@@ -84,7 +101,7 @@ class Targeted(Request, kw_only=True):
             return number
         if self.theme is None or self.key is None:
             raise bad_request("name the session by `id`, or by `theme` and `key`")
-        return self.theme, key_bytes(self.key)
+        return self.theme, key_of(self.key)
 
 
 class New(Request, tag="new", kw_only=True):
@@ -101,7 +118,7 @@ class New(Request, tag="new", kw_only=True):
     def operation(self, consumer: bytes | None) -> Operation:
         return op.New(
             self.theme,
-            None if self.key is None else key_bytes(self.key),
+            None if self.key is None else key_of(self.key),
             _chunk(self.data, self.text),
             self.priority,
             _ms(self.repeat_after),
@@ -118,9 +135,9 @@ class Append(Targeted, tag="append", kw_only=True):
     text: str | None = None
     if_revision: Revision | None = None
 
-    def operation(self, _consumer: bytes | None) -> Operation:
+    def on(self, target: Target, _consumer: bytes | None) -> Operation:
         chunk = _chunk(self.data, self.text)
-        return op.Append(self.target, self.epoch, chunk, self.if_revision)
+        return op.Append(target, self.epoch, chunk, self.if_revision)
 
 
 class Replace(Targeted, tag="replace", kw_only=True):
@@ -131,9 +148,9 @@ class Replace(Targeted, tag="replace", kw_only=True):
     text: str | None = None
     if_revision: Revision | None = None
 
-    def operation(self, _consumer: bytes | None) -> Operation:
+    def on(self, target: Target, _consumer: bytes | None) -> Operation:
         chunk = _chunk(self.data, self.text)
-        return op.Replace(self.target, self.epoch, chunk, self.if_revision)
+        return op.Replace(target, self.epoch, chunk, self.if_revision)
 
 
 class Remove(Targeted, tag="remove", kw_only=True):
@@ -143,8 +160,8 @@ class Remove(Targeted, tag="remove", kw_only=True):
     epoch: Epoch | None = None
     if_revision: Revision | None = None
 
-    def operation(self, _consumer: bytes | None) -> Operation:
-        return op.Remove(self.target, self.epoch, self.if_revision)
+    def on(self, target: Target, _consumer: bytes | None) -> Operation:
+        return op.Remove(target, self.epoch, self.if_revision)
 
 
 class Store(Targeted, tag="store", kw_only=True):
@@ -157,9 +174,9 @@ class Store(Targeted, tag="store", kw_only=True):
     reason: Reason = ""
     if_revision: Revision | None = None
 
-    def operation(self, _consumer: bytes | None) -> Operation:
+    def on(self, target: Target, _consumer: bytes | None) -> Operation:
         return op.Store(
-            self.target,
+            target,
             self.epoch,
             _ms(self.repeat_after),
             _CAUSES[self.cause],
@@ -169,13 +186,13 @@ class Store(Targeted, tag="store", kw_only=True):
 
 
 class Touch(Targeted, tag="touch", kw_only=True):
-    """A sign of life, and of progress."""
+    """A sign of life, and of progress; the session is its consumer's from then on."""
 
     is_ending: ClassVar[bool] = True
     epoch: Epoch
 
-    def operation(self, _consumer: bytes | None) -> Operation:
-        return op.Touch(self.target, self.epoch)
+    def on(self, target: Target, consumer: bytes | None) -> Operation:
+        return op.Touch(target, self.epoch, consumer)
 
 
 class Park(Targeted, tag="park", kw_only=True):
@@ -186,8 +203,8 @@ class Park(Targeted, tag="park", kw_only=True):
     reason: Reason = ""
     if_revision: Revision | None = None
 
-    def operation(self, _consumer: bytes | None) -> Operation:
-        return op.Park(self.target, self.epoch, self.reason, self.if_revision)
+    def on(self, target: Target, _consumer: bytes | None) -> Operation:
+        return op.Park(target, self.epoch, self.reason, self.if_revision)
 
 
 class Unpark(Targeted, tag="unpark", kw_only=True):
@@ -195,8 +212,8 @@ class Unpark(Targeted, tag="unpark", kw_only=True):
 
     if_revision: Revision | None = None
 
-    def operation(self, _consumer: bytes | None) -> Operation:
-        return op.Unpark(self.target, self.if_revision)
+    def on(self, target: Target, _consumer: bytes | None) -> Operation:
+        return op.Unpark(target, self.if_revision)
 
 
 class Take(Targeted, tag="take", kw_only=True):
@@ -204,8 +221,8 @@ class Take(Targeted, tag="take", kw_only=True):
 
     if_revision: Revision | None = None
 
-    def operation(self, consumer: bytes | None) -> Operation:
-        return op.AcquireSession(self.target, consumer, self.if_revision)
+    def on(self, target: Target, consumer: bytes | None) -> Operation:
+        return op.AcquireSession(target, consumer, self.if_revision)
 
 
 class Acquire(Request, tag="acquire", kw_only=True):
@@ -240,7 +257,7 @@ class Txn(Request, tag="txn", kw_only=True):
 class Get(Targeted, tag="get", kw_only=True):
     """Read a session."""
 
-    consistency: Literal["linearizable", "stale"] = "linearizable"
+    consistency: Consistency = "linearizable"
 
 
 class Held(Struct, forbid_unknown_fields=True, kw_only=True, gc=False):
@@ -274,7 +291,17 @@ def once(operation: Operation, key: str | None) -> Operation:
     """An operation that is done once for all times that it is asked for with this key."""
     if key is None:
         return operation
-    return op.Idempotent(key_bytes(key), IDEMPOTENCY_MS, operation)
+    return op.Idempotent(key_of(key), IDEMPOTENCY_MS, operation)
+
+
+def key_of(text: str) -> bytes:
+    """A key as the cluster keeps it. Raises `Refusal` for what is none."""
+    if not text:
+        raise bad_request("a key has at least one character")
+    try:
+        return key_bytes(text)
+    except ValueError as error:
+        raise bad_request("a key has half of a surrogate pair") from error
 
 
 def seconds_to_ms(seconds: float) -> int:

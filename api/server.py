@@ -26,9 +26,11 @@ from api.frontend import FrontEnd
 from api.gateway import Gateway
 from api.health import Health
 from api.http.app import Http
+from api.http.routes import ROUTES
 from api.security import Authenticator, FileWatch, NoTokens, ServerTls, Tokens, Watched
 from api.settings.build import ServerSettings
 from api.statuses import ExitStatus
+from api.tracing import Tracing
 from cluster import MisalignedError
 from cluster.network.errors import NetworkError
 from cluster.storage.errors import StorageError
@@ -69,7 +71,7 @@ class Server:
         self.gateway = Gateway(settings.node)
         self._leaving: asyncio.Future[ExitStatus] = asyncio.get_running_loop().create_future()
         self._is_hurried = asyncio.Event()
-        self._runner: web.AppRunner | None = None
+        self._runner: web.ServerRunner | None = None
         self._watch: FileWatch | None = None
         self._front: FrontEnd | None = None
 
@@ -124,16 +126,21 @@ class Server:
             budget=budget,
             health=Health(self.gateway, lag_max=operation.ready_lag_entries),
             tokens=tokens,
+            events_max=operation.events_history,
         )
-        self._runner = web.AppRunner(
-            Http(self._front).app(),
-            access_log=None,
-            handler_cancellation=True,
-            keepalive_timeout=http.idle_timeout_ms / 1000,
-            max_field_size=http.header_bytes,
-            max_line_size=http.header_bytes,
-            shutdown_timeout=1.0,
-        )
+        metrics = self._front.metrics
+        if isinstance(tokens, Tokens):
+            metrics.files["tokens"] = tokens.files
+        if tls is not None:
+            metrics.files["tls"] = tls.files
+        if operation.tracing == "otlp":
+            endpoint, node_id = operation.tracing_endpoint, self.settings.node.node_id
+            self._front.tracing = Tracing.to_otlp(endpoint, node_id)
+        meter = metrics.count_routes((route.method, route.path) for route in ROUTES)
+        serving = Http(self._front, meter=meter, tracer=self._front.tracing)
+        metrics.connection_count = lambda: serving.connections
+        metrics.loop_lag.start()
+        self._runner = serving.runner()
         await self._runner.setup()
         site = web.TCPSite(
             self._runner,
@@ -199,5 +206,9 @@ class Server:
         if self._runner is not None:
             await self._runner.cleanup()
         await self.gateway.stop()
+        if self._front is not None:
+            self._front.metrics.loop_lag.stop()
+            if self._front.tracing is not None:
+                await self._front.tracing.stop()
         if self._watch is not None:
             await self._watch.stop()

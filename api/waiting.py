@@ -45,38 +45,62 @@ class Waiter:
         self._found(result)
 
 
+class _Line:
+    """Who waits for sessions of one theme."""
+
+    __slots__ = ("asked", "idle", "waiters")
+
+    def __init__(self) -> None:
+        self.waiters: dict[Waiter, None] = {}  # in the order in which they came
+        self.idle = 0  # of them: whose Acquire is not on its way
+        self.asked = 0  # how many sessions the others ask for
+
+
 class Waiters:
     """All waiters of a node."""
 
     def __init__(self, gateway: Gateway, loop: asyncio.AbstractEventLoop) -> None:
         self._gateway = gateway
         self._loop = loop
-        self._by_theme: dict[int, dict[Waiter, None]] = {}  # in the order in which they came
+        self._lines: dict[int, _Line] = {}  # by theme; none is empty
         self._timer: asyncio.TimerHandle | None = None
+        self._is_stopped = False
+        self.acquires = 0  # asked of the cluster, since the start
+        self.empty_answers = 0  # of these
         gateway.watchers.append(self)
 
     def __len__(self) -> int:
-        return len({waiter for waiters in self._by_theme.values() for waiter in waiters})
+        return len({waiter for line in self._lines.values() for waiter in line.waiters})
 
     def ask(
         self, themes: Iterable[int], count: int, consumer: bytes | None, found: Found
     ) -> Waiter:
         """Wait for sessions. `found` is called once, unless `leave` comes first.
 
-        It is called with sessions, or with a failure; perhaps before this returns.
+        It is called with sessions, or with a failure; with none only if nobody may wait any more,
+        or if the waiter is leaving. Perhaps that is before this returns.
         """
         waiter = Waiter(tuple(dict.fromkeys(themes)), count, consumer, found)
+        if self._is_stopped:
+            waiter.answer([])
+            return waiter
         for theme in waiter.themes:
-            self._by_theme.setdefault(theme, {})[waiter] = None
-        if any(map(self._gateway.ready_count, waiter.themes)):
-            self._acquire(waiter)
+            line = self._lines.get(theme)
+            if line is None:
+                line = self._lines[theme] = _Line()
+            line.waiters[waiter] = None
+            line.idle += 1
+        for theme in waiter.themes:
+            self._serve(theme)
         if self._timer is None:
             self._timer = self._loop.call_later(_LOOK_S, self._look)
         return waiter
 
     def leave(self, waiter: Waiter) -> bool:
-        """Wait no more. False if its Acquire is on its way: then it will be answered, soon."""
-        if waiter.asks or waiter.is_over:
+        """Wait no more. False if its Acquire is on its way: then that is still answered."""
+        if waiter.is_over:
+            return True
+        if waiter.asks:
             waiter.is_leaving = True
             return False
         self._forget(waiter)
@@ -84,61 +108,80 @@ class Waiters:
 
     def stop(self) -> None:
         """Let nobody wait any more: all are told that there is nothing."""
+        self._is_stopped = True
         if self._timer is not None:
             self._timer.cancel()
-        for waiter in {one: None for waiters in self._by_theme.values() for one in waiters}:
+        waiting = {waiter: None for line in self._lines.values() for waiter in line.waiters}
+        for waiter in waiting:
             if self.leave(waiter):
                 waiter.answer([])
 
     def _forget(self, waiter: Waiter) -> None:
         waiter.is_over = True
         for theme in waiter.themes:
-            waiters = self._by_theme.get(theme)
-            if waiters is not None:
-                waiters.pop(waiter, None)
-                if not waiters:
-                    del self._by_theme[theme]
+            line = self._lines[theme]
+            del line.waiters[waiter]
+            line.idle -= 1
+            if not line.waiters:
+                del self._lines[theme]
 
     def _acquire(self, waiter: Waiter) -> None:
         waiter.asks = True
+        self.acquires += 1
+        for theme in waiter.themes:
+            line = self._lines[theme]
+            line.idle -= 1
+            line.asked += waiter.count
         encoded = encode(Acquire(waiter.themes, waiter.count, waiter.consumer))
 
         def answered(result: list[SessionView] | Failure) -> None:
             waiter.asks = False
+            self.empty_answers += not result
+            for theme in waiter.themes:
+                line = self._lines[theme]
+                line.idle += 1
+                line.asked -= waiter.count
             if result or waiter.is_leaving:
                 self._forget(waiter)
                 waiter.answer(result)
+                if not isinstance(result, Failure):
+                    # It may have found something in one of its themes, and not in another.
+                    for theme in waiter.themes:
+                        self._serve(theme)
 
         self._gateway.acquire(encoded, answered, timeout_ms=HOUR_MS)
 
     def _serve(self, theme: int) -> None:
-        """Let as many of a theme's waiters ask as there is something for."""
-        waiters = self._by_theme.get(theme)
-        if not waiters:
+        """Let as many of a theme's waiters ask as there is something for, and nobody asks yet."""
+        line = self._lines.get(theme)
+        if line is None or not line.idle:
             return
-        count = self._gateway.ready_count(theme)
+        count = self._gateway.ready_count(theme) - line.asked
+        if count <= 0:
+            return
         chosen: list[Waiter] = []
-        for waiter in waiters:
-            if count <= 0:
+        for waiter in line.waiters:
+            if count <= 0 or len(chosen) == line.idle:
                 break
-            count -= waiter.count
             if not waiter.asks:
+                count -= waiter.count
                 chosen.append(waiter)
         for waiter in chosen:
-            self._acquire(waiter)
+            if not waiter.asks and not waiter.is_over:
+                self._acquire(waiter)
 
     def _look(self) -> None:
         """Serve whoever could be served, though nothing has said so."""
         self._timer = None
-        if self._by_theme:
+        if self._lines:
             self._timer = self._loop.call_later(_LOOK_S, self._look)
-            for theme in list(self._by_theme):
+            for theme in list(self._lines):
                 self._serve(theme)
 
     # What the node tells
 
     def on_applied(self, applied: Applied) -> None:
-        if self._by_theme:
+        if self._lines:
             for theme in applied.awake:
                 self._serve(theme)
 
@@ -146,5 +189,5 @@ class Waiters:
         """What is asked is asked of the new leader, by the node."""
 
     def on_installed(self) -> None:
-        for theme in list(self._by_theme):
+        for theme in list(self._lines):
             self._serve(theme)

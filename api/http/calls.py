@@ -1,10 +1,14 @@
 """One HTTP request on its way through: who asks, what, and how it is answered."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
+from urllib.parse import parse_qsl
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from api.answers import (
     CreatedAnswer,
@@ -15,36 +19,75 @@ from api.answers import (
 )
 from api.frontend import FrontEnd
 from api.http import bodies
-from api.identifiers import key_bytes, session_number
+from api.http.answering import Answer, HttpRequest
+from api.identifiers import session_number
 from api.operators import Step
 from api.problems import Refusal, bad_request, of_failure, refusal
-from api.requests import Park, Remove, Request, Store
+from api.requests import Append, New, Park, Remove, Replace, Request, Store, Targeted, key_of
 from api.security import Principal, Scope
-from state import Failure, Result
+from state import Cause, Failure, Result
 from state.errors import SessionNotFound
+from state.limits import THEME_MAX
 from state.operations import Target
 
 EPOCH = "Ritornello-Epoch"
 SESSION = "Ritornello-Session"
+CONSUMER = "Ritornello-Consumer"
+TIMEOUT = "Ritornello-Timeout"
 APPLIED_INDEX = "Ritornello-Applied-Index"
 REQUEST_ID = "Ritornello-Request-Id"
 
 _VERDICTS = (Remove, Store, Park)
 _INT_MAX = 2**63 - 1
+_THEME_DIGITS = len(str(THEME_MAX))
+_INT_DIGITS = len(str(_INT_MAX))
+_OPTIONS_MAX = 64
+_IDEMPOTENCY_CHARS = 256  # as the default of the limits
+
+_CONSUMER = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+_ETAG = re.compile(r'\s*(?:(W/)?"([^"]*)"|(\*))\s*(?:,|$)')
 
 R = TypeVar("R", bound=Request)
+S = TypeVar("S")
 T = TypeVar("T")
 
 
 class Call:
     """A request, and the answer to it."""
 
-    __slots__ = ("_loop", "front", "principal", "request")
+    __slots__ = (
+        "_loop",
+        "_query",
+        "front",
+        "media",
+        "parameters",
+        "principal",
+        "request",
+        "timeout_ms",
+    )
 
-    def __init__(self, front: FrontEnd, request: web.Request, principal: Principal) -> None:
+    def __init__(
+        self,
+        front: FrontEnd,
+        request: HttpRequest,
+        principal: Principal,
+        parameters: Mapping[str, str],
+        query: str,
+        media: str,
+        timeout_ms: int,
+    ) -> None:
+        """`parameters` are those of the path; `media` is what to answer with.
+
+        `timeout_ms` is how long an operation may take.
+        """
         self.front = front
         self.request = request
         self.principal = principal
+        self.parameters = parameters
+        self.media = media
+        self.timeout_ms = timeout_ms
+        self._query = query
         self._loop = asyncio.get_running_loop()
 
     # What was sent
@@ -52,60 +95,147 @@ class Call:
     @property
     def theme(self) -> int:
         """The theme in the path. Raises `Refusal`."""
-        text = self.request.match_info["theme"]
-        if not text.isascii() or not text.isdigit() or int(text[:12]) > 2**32 - 1:
+        text = self.parameters["theme"]
+        is_number = text.isascii() and text.isdigit() and len(text) <= _THEME_DIGITS
+        if not is_number or int(text) > THEME_MAX:
             raise refusal(404, "not_found", f"{text[:80]!a} is no theme: a theme is a uint32")
         return int(text)
 
     @property
     def target(self) -> Target:
         """The session in the path, by id or by theme and key. Raises `Refusal`."""
-        found = self.request.match_info
-        if "key" in found:
-            return self.theme, key_bytes(found["key"])
-        number = session_number(found["id"])
+        key = self.parameters.get("key")
+        if key is not None:
+            return self.theme, key_of(key)
+        number = session_number(self.parameters["id"])
         if number is None:
             raise Refusal(NOT_FOUND)
         return number
 
+    @property
+    def query(self) -> dict[str, str]:
+        """The options after the path. Raises `Refusal`."""
+        if not self._query:
+            return {}
+        try:
+            pairs = parse_qsl(
+                self._query, keep_blank_values=True, errors="strict", max_num_fields=_OPTIONS_MAX
+            )
+        except UnicodeError as error:
+            raise bad_request("the query is no UTF-8") from error
+        except ValueError as error:
+            raise bad_request(f"the query has more than {_OPTIONS_MAX} fields") from error
+        found: dict[str, str] = {}
+        for name, value in pairs:
+            if name not in found:
+                found[name] = value
+            elif name == "themes":
+                found[name] += f",{value}"
+            else:
+                raise bad_request(f"the query has {name[:40]!a} twice")
+        return found
+
+    def options(self, *names: str) -> dict[str, str]:
+        """The query, which may have these fields. Raises `Refusal`."""
+        found = self.query
+        for name in found:
+            if name not in names:
+                known = ", ".join(names) or "none"
+                raise bad_request(f"there is no option {name[:40]!a}; there are: {known}")
+        return found
+
     async def body(self, kind: type[R], **given: Any) -> R:  # noqa: ANN401 - fields of any type
         """The request that was sent, with what is given by path and headers. Raises `Refusal`."""
-        request = self.request
-        headers = request.headers
+        headers = self.request.headers
         names = bodies.names_of(kind)
         if "epoch" in names:
-            epoch = _number(headers, EPOCH)
-            if epoch is not None:
-                given["epoch"] = epoch
-        if "if_revision" in names:
-            revision = _revision(headers)
+            text = headers.get(EPOCH)
+            if text is not None:
+                given["epoch"] = _number(EPOCH, text)
+        text = headers.get("If-Match")
+        if text is not None:
+            if "if_revision" not in names:
+                raise bad_request("this takes no If-Match")
+            revision = _revision(text)
             if revision is not None:
                 given["if_revision"] = revision
-        found = bodies.read(
-            kind,
-            request.content_type if request.body_exists else "",
-            await request.read() if request.body_exists else b"",
-            request.query,
-            given,
-        )
+        data = await self._read()
+        content_type = headers.get("Content-Type")
+        media = "" if content_type is None else bodies.media_type(content_type)
+        if kind in _PLAIN and not self._query and media not in bodies.STRUCTURED:
+            given["data"] = data
+            found = kind(**given)  # nearly all are so, and this is quicker
+        else:
+            found = bodies.read(kind, media, data, self.query, given)
         key = headers.get("Idempotency-Key")
         if key is not None:
-            if not 0 < len(key) <= 256:  # noqa: PLR2004 - as the default of the limits
-                raise bad_request("an Idempotency-Key has 1 to 256 characters")
+            if not 0 < len(key) <= _IDEMPOTENCY_CHARS:
+                raise bad_request(f"an Idempotency-Key has 1 to {_IDEMPOTENCY_CHARS} characters")
             found.idempotency_key = key
         return found
 
-    async def fields(self) -> dict[str, Any]:
-        """A body of fields that are known at run time only. Raises `Refusal`."""
+    async def fields(self, kind: type[S]) -> S:
+        """A body of fields that may all be left out. Raises `Refusal`."""
+        self.options()
+        data = await self._read()
+        media = bodies.media_type(self.request.headers.get("Content-Type", ""))
+        return bodies.read_fields(kind, media, data)
+
+    async def nothing(self, *options: str) -> dict[str, str]:
+        """No body, and these options at most. Raises `Refusal`."""
+        found = self.options(*options)
+        if await self._read():
+            raise bad_request("this takes no body")
+        return found
+
+    async def _read(self) -> bytes:
+        """The bytes of the body, as they were before they were compressed. Raises `Refusal`."""
         request = self.request
+        payload = request.content
         if not request.body_exists:
-            return {}
-        return bodies.read_fields(request.content_type, await request.read())
+            return b""
+        coding = request.headers.get("Content-Encoding")
+        if coding is None and payload.is_eof() and payload.exception() is None:
+            data = payload.read_nowait()
+            if len(data) > request.client_max_size:
+                raise _too_large(request)
+            return data
+        if coding is not None and coding.strip().lower() not in _CODINGS:
+            raise refusal(
+                415,
+                "unsupported_media",
+                f"a body comes as it is, or as {', '.join(_CODINGS)}, and not {coding[:40]!a}",
+            )
+        if int(request.headers.get("Content-Length", 0)) > request.client_max_size:
+            raise _too_large(request)
+        await self._expected()
+        timeout_ms = self.front.settings.request_timeout_ms
+        try:
+            async with asyncio.timeout(timeout_ms / 1000):
+                return await request.read()
+        except TimeoutError as error:
+            detail = f"the body did not arrive within {timeout_ms} ms"
+            raise refusal(408, "request_timeout", detail, retryable=True) from error
+        except web.HTTPRequestEntityTooLarge as error:
+            raise _too_large(request) from error
+        except (web.RequestPayloadError, HttpProcessingError) as error:
+            raise bad_request("the body is broken, or not compressed as it says") from error
+
+    async def _expected(self) -> None:
+        """Let a client send its body that has asked whether it may (RFC 9110, 10.1.1)."""
+        request = self.request
+        expected = request.headers.get("Expect")
+        if expected is None or request.version < (1, 1):
+            return
+        if expected.lower() != "100-continue":
+            raise refusal(417, "expectation_failed", f"{expected[:40]!a} is nothing to expect here")
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # the answer itself has not begun
 
     @property
     def is_stale_enough(self) -> bool:
         """Whether this node's own copy is good enough, however old. Raises `Refusal`."""
-        match self.request.query.get("consistency", "linearizable"):
+        match self.query.get("consistency", "linearizable"):
             case "linearizable":
                 return False
             case "stale":
@@ -113,18 +243,34 @@ class Call:
             case other:
                 raise bad_request(f"consistency is `linearizable` or `stale`, not {other[:40]!a}")
 
+    @property
+    def consumer(self) -> bytes | None:
+        """The name under which one heartbeat renews all of a caller's sessions, at any node.
+
+        No node has the name `~`, so none of its consumers is called so. Raises `Refusal`.
+        """
+        name = self.request.headers.get(CONSUMER)
+        return None if name is None else consumer_name(name)
+
     # What is done
 
-    async def wait_for(self, begin: Callable[[Callable[[T], object]], object]) -> T:
-        """Begin something that calls back once, and wait for that."""
+    async def wait_for(
+        self,
+        begin: Callable[[Callable[[T], None]], object],
+        abandoned: Callable[[T], object] | None = None,
+    ) -> T:
+        """Begin something that calls back once, and wait for that.
+
+        If whoever asked has left by then, `abandoned` is told instead.
+        """
         future: asyncio.Future[T] = self._loop.create_future()
-
-        def done(result: T) -> None:
-            if not future.done():
-                future.set_result(result)
-
-        begin(done)
-        return await future
+        begin(partial(_settle, future, abandoned))
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if abandoned is not None and not future.cancelled() and future.done():
+                abandoned(future.result())  # it came in the same moment
+            raise
 
     async def authorize(self, scope: Scope, targets: Sequence[Target]) -> None:
         """Whether whoever asks may do this with these sessions. Raises `Refusal`."""
@@ -137,34 +283,65 @@ class Call:
         if refused is not None:
             raise refused
 
-    async def operate(self, target: Target, asked: Request) -> Any:  # noqa: ANN401 - a result
+    async def operate(self, target: Target, asked: Targeted) -> Any:  # noqa: ANN401 - a result
         """Have an operation on one session done. Raises `Refusal`."""
-        await self.authorize(Scope.OPERATE, (target,))
-        encoded = asked.encoded(None)
-        epoch = getattr(asked, "epoch", None)
-        operators = self.front.operators
+        if not self.principal.may_all_themes:
+            await self.authorize(Scope.OPERATE, (target,))
+        encoded = asked.encoded_on(target, self.consumer)
+        epoch: int | None = getattr(asked, "epoch", None)
         operator = None
-        if epoch and isinstance(target, int):
-            operator = operators.operate(target, epoch)
+        if epoch and type(target) is int:
+            operator = self.front.operators.operate(target, epoch)
         if operator is None:
             return await self.submit(encoded, is_ending=asked.is_ending)
-        is_verdict = isinstance(asked, _VERDICTS)
-        result: Result = await self.wait_for(
-            lambda then: operator.ask(Step(encoded, then, is_verdict, asked.is_ending))
+        future: asyncio.Future[Result] = self._loop.create_future()
+        timeout_ms = self.timeout_ms
+        is_bounded = not operator.depth and timeout_ms >= self.front.gateway.timeout_ms
+        operator.ask(
+            Step(
+                encoded,
+                partial(_settle, future, None),
+                isinstance(asked, _VERDICTS),
+                asked.is_ending,
+            )
         )
-        return _checked(result)
+        if is_bounded:
+            return _checked(await future)
+        try:
+            async with asyncio.timeout(timeout_ms / 1000):
+                return _checked(await future)
+        except TimeoutError as error:
+            detail = f"no answer within {timeout_ms} ms; it may still be done"
+            raise refusal(504, "timed_out", detail, retryable=True, outcome="unknown") from error
 
-    async def submit(self, encoded: bytes, *, weight: int = 1, is_ending: bool = False) -> Any:  # noqa: ANN401 - a result
+    async def submit(
+        self,
+        encoded: bytes,
+        *,
+        weight: int = 1,
+        is_ending: bool = False,
+        abandoned: Callable[[Result], object] | None = None,
+    ) -> Any:  # noqa: ANN401 - a result
         """Have an encoded operation done. Raises `Refusal`."""
-        submit = self.front.gateway.submit
-        result: Result = await self.wait_for(
-            lambda then: submit(encoded, then, weight=weight, is_ending=is_ending)
+        submit = partial(
+            self.front.gateway.submit,
+            encoded,
+            timeout_ms=self.timeout_ms,
+            weight=weight,
+            is_ending=is_ending,
         )
-        return _checked(result)
+        return _checked(await self.wait_for(submit, abandoned))
 
     async def read(self) -> None:
         """Wait until this node has all that was acknowledged. Raises `Refusal`."""
-        _checked(await self.wait_for(self.front.gateway.read))
+        read = partial(self.front.gateway.read, timeout_ms=self.timeout_ms)
+        _checked(await self.wait_for(read))
+
+    def give_back(self, session_id: int, epoch: int) -> None:
+        """Store a session that was handed out to somebody who had left."""
+        operator = self.front.operators.operate(session_id, epoch)
+        if operator is not None:
+            operator.store(Cause.SHUTDOWN, "whoever asked for it had left")
 
     # What is answered
 
@@ -173,51 +350,88 @@ class Call:
         answer: Any,  # noqa: ANN401 - any of the answers
         status: int = 200,
         headers: dict[str, str] | None = None,
-    ) -> web.Response:
+    ) -> Answer:
         """An answer, in the format that was asked for."""
-        form = bodies.wanted(self.request.headers.get("Accept", ""), has_bytes=False)
-        return web.Response(
-            body=bodies.encode(answer, form),
-            status=status,
-            headers=headers,
-            content_type=bodies.MSGPACK if form == "msgpack" else bodies.JSON,
-        )
+        media = bodies.JSON if self.media == bodies.BYTES else self.media
+        headers = {} if headers is None else headers
+        headers["Content-Type"] = media
+        return Answer(body=bodies.encode(answer, media), status=status, headers=headers)
 
-    def result(self, result: Result, status: int = 200) -> web.Response:
+    def result(self, result: Result, status: int = 200) -> Answer:
         """The answer of an operation on one session."""
         found = answer_of(result)
         headers = {}
-        if isinstance(found, CreatedAnswer | RevisionAnswer | StoredAnswer):
+        kind = type(found)
+        if kind in _REVISED:
             headers["ETag"] = f'"{found.revision}"'
-        if isinstance(found, CreatedAnswer):
+        if kind is CreatedAnswer:
             headers["Location"] = f"/v1/sessions/{found.id}"
             if found.epoch:
                 headers[EPOCH] = str(found.epoch)
         return self.answer(found, status, headers)
 
-    def session(self, view: SessionView) -> web.Response:
+    def session(self, view: SessionView) -> Answer:
         """One session: its fields, or its bytes if those were asked for."""
-        form = bodies.wanted(self.request.headers.get("Accept", ""), has_bytes=True)
         headers = {
             "ETag": f'"{view.revision}"',
+            "Vary": "Accept",
+            "Cache-Control": "no-cache",
             EPOCH: str(view.epoch),
             SESSION: view.id,
             APPLIED_INDEX: str(self.front.gateway.applied_index),
         }
-        if form == "bytes":
-            chunks: list[bytes] = view.chunks or []
-            return web.Response(body=b"".join(chunks), headers=headers, content_type=bodies.BYTES)
-        return self.answer(view, headers=headers)
+        if self.media != bodies.BYTES:
+            return self.answer(view, headers=headers)
+        chunks: list[bytes] = view.chunks or []
+        headers["Content-Type"] = bodies.BYTES
+        headers["X-Content-Type-Options"] = "nosniff"  # nobody knows what it is
+        return Answer(body=b"".join(chunks), headers=headers)
 
 
-def number_in(query: Any, name: str, default: int, least: int, most: int) -> int:  # noqa: ANN401 - a multidict
+def _settle(
+    future: "asyncio.Future[T]", abandoned: Callable[[T], object] | None, result: T
+) -> None:
+    if not future.done():
+        future.set_result(result)
+    elif abandoned is not None:
+        abandoned(result)
+
+
+def timeout_of(text: str) -> int:
+    """Milliseconds of a `Ritornello-Timeout`. Raises `Refusal`."""
+    timeout_ms = round(float(text) * 1000) if _SECONDS.fullmatch(text) else 0
+    if not timeout_ms:
+        raise bad_request(f"{TIMEOUT} is {text[:40]!a}; write seconds above 0, such as 2.5")
+    return timeout_ms
+
+
+def consumer_name(name: str) -> bytes:
+    """The name by which the cluster knows a caller of this name. Raises `Refusal`."""
+    if not _CONSUMER.fullmatch(name):
+        raise bad_request(
+            f"{name[:80]!a} is no consumer's name: write 1 to 64 ASCII letters, digits, '.', '-' "
+            "and '_'"
+        )
+    return b"~/" + name.encode()
+
+
+def number_in(query: Mapping[str, str], name: str, default: int, least: int, most: int) -> int:
     """A number out of a query. Raises `Refusal`."""
-    text: str | None = query.get(name)
+    text = query.get(name)
     if text is None:
         return default
-    if not (text.isascii() and text.isdigit() and least <= int(text[:20]) <= most):
+    is_number = text.isascii() and text.isdigit() and len(text) <= _INT_DIGITS
+    if not is_number or not least <= int(text) <= most:
         raise bad_request(f"{name} is {text[:40]!a}; it has to be a number from {least} to {most}")
     return int(text)
+
+
+def is_known(if_none_match: str | None, revision: int) -> bool:
+    """Whether whoever asks has this revision already (RFC 9110, 13.1.2)."""
+    if if_none_match is None:
+        return False
+    tags = _ETAG.findall(if_none_match)
+    return any(star or tag == str(revision) for _weak, tag, star in tags)
 
 
 def _checked(result: Result) -> Result:
@@ -226,23 +440,30 @@ def _checked(result: Result) -> Result:
     return result
 
 
-def _number(headers: Any, name: str) -> int | None:  # noqa: ANN401 - a multidict
-    text: str | None = headers.get(name)
-    if text is None:
-        return None
-    if not (text.isascii() and text.isdigit() and 0 < int(text[:20]) <= _INT_MAX):
+def _number(name: str, text: str) -> int:
+    is_number = text.isascii() and text.isdigit() and len(text) <= _INT_DIGITS
+    if not is_number or not 0 < int(text) <= _INT_MAX:
         raise bad_request(f"{name} is {text[:40]!a}; it has to be a number above 0")
     return int(text)
 
 
-def _revision(headers: Any) -> int | None:  # noqa: ANN401 - a multidict
-    text: str | None = headers.get("If-Match")
-    if text is None or text.strip() == "*":
+def _revision(text: str) -> int | None:
+    text = text.strip()
+    if text == "*":
         return None
-    number = text.strip().removeprefix('"').removesuffix('"')
-    if not (number.isascii() and number.isdigit() and 0 < int(number[:20]) <= _INT_MAX):
+    number = text[1:-1] if len(text) > 1 and text[0] == text[-1] == '"' else text
+    is_number = number.isascii() and number.isdigit() and len(number) <= _INT_DIGITS
+    if not is_number or not 0 < int(number) <= _INT_MAX:
         raise bad_request(f'If-Match is {text[:40]!a}; send one ETag that you were given, as "3"')
     return int(number)
 
 
+def _too_large(request: web.BaseRequest) -> Refusal:
+    detail = f"a body has {request.client_max_size} bytes at most (http.request_bytes)"
+    return refusal(413, "too_large", detail)
+
+
 NOT_FOUND = of_failure(SessionNotFound())
+_CODINGS = ("identity", "gzip", "deflate")
+_PLAIN = frozenset((New, Append, Replace))  # whose data is all that they have to be given
+_REVISED = frozenset((CreatedAnswer, RevisionAnswer, StoredAnswer))

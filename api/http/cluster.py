@@ -1,11 +1,17 @@
-"""The cluster over HTTP: who is in it, who leads, handing over."""
+"""The cluster over HTTP: who is in it, who leads, handing over; the limits that all nodes share."""
+
+from typing import Any
 
 from aiohttp import web
 from msgspec import Struct
 
 from api.http.calls import Call
+from api.http.settings import changes_in, settings_type
 from api.problems import bad_request, refusal
 from api.security import Scope
+from state import encode
+from state.limits import LIMIT_RANGES
+from state.operations import SetLimits
 
 
 class MemberAnswer(Struct, kw_only=True):
@@ -40,8 +46,26 @@ class TransferAnswer(Struct, kw_only=True):
     leader: str | None
 
 
+class TransferFields(Struct, kw_only=True, forbid_unknown_fields=True):
+    """To whom; without it to the best placed member."""
+
+    to: str = ""
+
+
+LimitsFields: Any = settings_type(
+    "LimitsFields", LIMIT_RANGES, "The limits that are to change, for the whole cluster."
+)
+
+
+class LimitsAnswer(Struct, kw_only=True):
+    """The bounds of the replicated state, by their names."""
+
+    limits: dict[str, int]
+
+
 async def show(call: Call) -> web.Response:
     """Read where the node that answers is, and what it knows of the others."""
+    call.options()
     call.front.check(call.principal, Scope.READ)
     front = call.front
     status = front.gateway.status()
@@ -71,11 +95,8 @@ async def transfer(call: Call) -> web.Response:
     """Hand leadership over, to the best placed member or to one; the leader has to be asked."""
     call.front.check(call.principal, Scope.ADMIN)
     call.principal.require_all_themes()
-    fields = await call.fields()
-    to = fields.get("to", "")
+    to = (await call.fields(TransferFields)).to
     status = call.front.gateway.status()
-    if set(fields) - {"to"} or not isinstance(to, str):
-        raise bad_request('send {"to": "a member"}, or nothing')
     if to and to not in status.peers:
         raise bad_request(f"{to[:64]!a} is no other member; those are {', '.join(status.peers)}")
     if status.leader != status.node_id:
@@ -85,3 +106,26 @@ async def transfer(call: Call) -> web.Response:
     transferred = await call.front.gateway.transfer(to)
     leader_now = call.front.gateway.status().leader
     return call.answer(TransferAnswer(transferred=transferred, leader=leader_now))
+
+
+async def show_limits(call: Call) -> web.Response:
+    """Read the bounds of the replicated state."""
+    call.options("consistency")
+    call.front.check(call.principal, Scope.READ)
+    if not call.is_stale_enough:
+        await call.read()
+    return _limits(call)
+
+
+async def set_limits(call: Call) -> web.Response:
+    """Change some of the bounds, on all nodes at the same place in the log."""
+    call.front.check(call.principal, Scope.ADMIN)
+    call.principal.require_all_themes()
+    changes = changes_in(await call.fields(LimitsFields))
+    await call.submit(encode(SetLimits(tuple(changes.items()))))
+    return _limits(call)
+
+
+def _limits(call: Call) -> web.Response:
+    limits = call.front.gateway.limits()
+    return call.answer(LimitsAnswer(limits={name: getattr(limits, name) for name in LIMIT_RANGES}))

@@ -27,4 +27,4 @@ async def ready(call: Call) -> web.Response:
 
 def _answer(call: Call, failing: dict[str, str]) -> web.Response:
     answer = HealthAnswer(status="failing" if failing else "ok", checks=failing)
-    return call.answer(answer, 503 if failing else 200)
+    return call.answer(answer, 503 if failing else 200, {"Cache-Control": "no-store"})

@@ -1,19 +1,43 @@
 """Themes over HTTP: their policies, how many sessions are where, pause and resume."""
 
-from typing import Any
+from typing import Any, Literal
 
 from aiohttp import web
 from msgspec import Struct
 
 from api.gateway import ThemeView
 from api.http.calls import Call, number_in
-from api.problems import bad_request
+from api.http.settings import changes_in, settings_type
 from api.security import Scope
 from state import Backoff, encode
+from state.limits import THEME_MAX
 from state.operations import Operation, Pause, Resume, SetPolicy
 from state.policy import POLICY_RANGES
 
 _PAGE, _PAGE_MAX = 100, 1000
+
+
+class PolicyView(Struct, kw_only=True):
+    """What a theme decides for its sessions; 0 in a bound means that there is none."""
+
+    repeat_ms: int
+    backoff: Literal["fixed", "exponential"]
+    repeat_cap_ms: int
+    jitter_permille: int
+    lease_ms: int
+    progress_ms: int
+    max_attempts: int
+    max_active: int
+    max_sessions: int
+
+
+# What a change may name; numbers are bounded by the cluster, which says by what.
+PolicyFields: Any = settings_type(
+    "PolicyFields",
+    POLICY_RANGES,
+    "The settings of a policy that are to change.",
+    backoff=Literal["fixed", "exponential"],
+)
 
 
 class ThemeAnswer(Struct, kw_only=True):
@@ -27,7 +51,7 @@ class ThemeAnswer(Struct, kw_only=True):
     parked: int
     size_bytes: int
     oldest_due_ms: int | None
-    policy: dict[str, int | str]
+    policy: PolicyView
 
 
 class ThemesAnswer(Struct, kw_only=True):
@@ -38,7 +62,7 @@ class ThemesAnswer(Struct, kw_only=True):
 
 
 def _answer(view: ThemeView) -> ThemeAnswer:
-    policy: dict[str, int | str] = {name: getattr(view.policy, name) for name in POLICY_RANGES}
+    policy: dict[str, Any] = {name: getattr(view.policy, name) for name in POLICY_RANGES}
     policy["backoff"] = Backoff(view.policy.backoff).name.lower()
     return ThemeAnswer(
         theme=view.theme,
@@ -49,14 +73,15 @@ def _answer(view: ThemeView) -> ThemeAnswer:
         parked=view.parked,
         size_bytes=view.size_bytes,
         oldest_due_ms=view.oldest_due_ms,
-        policy=policy,
+        policy=PolicyView(**policy),
     )
 
 
 async def show_all(call: Call) -> web.Response:
     """List the themes that have sessions, or a policy of their own."""
-    limit = number_in(call.request.query, "limit", _PAGE, 1, _PAGE_MAX)
-    after = number_in(call.request.query, "cursor", -1, 0, 2**32 - 1)
+    query = call.options("limit", "cursor", "consistency")
+    limit = number_in(query, "limit", _PAGE, 1, _PAGE_MAX)
+    after = number_in(query, "cursor", -1, 0, THEME_MAX)
     call.front.check(call.principal, Scope.READ)
     if not call.is_stale_enough:
         await call.read()
@@ -69,6 +94,7 @@ async def show_all(call: Call) -> web.Response:
 async def show(call: Call) -> web.Response:
     """Read a theme: its policy, and how many sessions are where."""
     theme = call.theme
+    call.options("consistency")
     call.front.check(call.principal, Scope.READ, theme)
     if not call.is_stale_enough:
         await call.read()
@@ -79,32 +105,17 @@ async def set_policy(call: Call) -> web.Response:
     """Change some settings of a theme's policy."""
     theme = call.theme
     call.front.check(call.principal, Scope.ADMIN, theme)
-    settings = await call.fields()
-    changes: list[tuple[str, int]] = []
-    for name, value in settings.items():
-        if name not in POLICY_RANGES:
-            raise bad_request(f"a policy has no setting {name[:64]!a}: {', '.join(POLICY_RANGES)}")
-        changes.append((name, _policy_value(name, value)))
-    if not changes:
-        raise bad_request(f"name the settings to change: {', '.join(POLICY_RANGES)}")
-    return await _change(call, theme, SetPolicy(theme, tuple(changes)))
-
-
-def _policy_value(name: str, value: Any) -> int:  # noqa: ANN401 - whatever was sent
-    if name == "backoff":
-        names = [one.name.lower() for one in Backoff]
-        if value not in names:
-            raise bad_request(f"backoff is one of {', '.join(names)}")
-        return int(Backoff[value.upper()])
-    if type(value) is not int:
-        raise bad_request(f"{name} is a whole number")
-    return value
+    changes = changes_in(await call.fields(PolicyFields))
+    if "backoff" in changes:
+        changes["backoff"] = int(Backoff[changes["backoff"].upper()])
+    return await _change(call, theme, SetPolicy(theme, tuple(changes.items())))
 
 
 async def pause(call: Call) -> web.Response:
     """Hand out no session of the theme, until it is resumed."""
     theme = call.theme
     call.front.check(call.principal, Scope.ADMIN, theme)
+    await call.nothing()
     return await _change(call, theme, Pause(theme))
 
 
@@ -112,6 +123,7 @@ async def resume(call: Call) -> web.Response:
     """Hand out sessions of the theme again."""
     theme = call.theme
     call.front.check(call.principal, Scope.ADMIN, theme)
+    await call.nothing()
     return await _change(call, theme, Resume(theme))
 
 

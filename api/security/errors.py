@@ -26,6 +26,7 @@ class Unauthenticated(Refusal):
         # What goes into `WWW-Authenticate` (RFC 6750, 3): without an error if there was no token.
         challenge = 'Bearer realm="ritornello"'
         self.challenge = challenge + ', error="invalid_token"' if has_token else challenge
+        self.headers = {"WWW-Authenticate": self.challenge}
 
 
 class Forbidden(Refusal):

@@ -18,6 +18,7 @@ from api.settings.addresses import is_loopback
 from api.settings.errors import SettingsProblem, SettingsProblems
 from api.settings.sources import DEFAULT, Reading
 from api.settings.table import SETTINGS, TABLE
+from api.tracing import says_of_tracing
 from cluster import Address, ClusterError, NodeSettings, Security, TlsFiles
 from cluster.checkpoints import CheckpointSettings
 from cluster.consensus.member import ConsensusSettings
@@ -48,6 +49,7 @@ class HttpSettings:
     tls_key_file: Path | None = _HTTP["tls_key_file"]
     tokens_file: Path | None = _HTTP["tokens_file"]
     insecure: bool = _HTTP["insecure"]
+    metrics_open: bool = _HTTP["metrics_open"]
     cors_origins: tuple[str, ...] = _HTTP["cors_origins"]
     connections: int = _HTTP["connections"]
     connections_per_host: int = _HTTP["connections_per_host"]
@@ -109,6 +111,7 @@ class _Builder:
         self._check_sizes()
         self._check_peers()
         self._check_http()
+        self._need(("operation.tracing",), says_of_tracing)
         node = self._node()
         if node is None or self._problems:
             raise SettingsProblems(tuple(self._problems))

@@ -416,6 +416,12 @@ TABLE: tuple[Setting, ...] = (
         "Whether the front end may listen beyond loopback without tokens, or without TLS. Without "
         "TLS, tokens and data can be read on their way: right only if a proxy adds it.",
     ),
+    _switch(
+        "http",
+        "metrics_open",
+        "Whether /metrics is for everybody beyond loopback, too. Else it takes a token with the "
+        "scope read, for all themes.",
+    ),
     Setting(
         group="http",
         name="cors_origins",
@@ -567,9 +573,9 @@ TABLE: tuple[Setting, ...] = (
     _number(
         "operation",
         "events_history",
-        10_000,
+        100_000,
         0,
-        10_000_000,
+        2_000_000,
         "How many past events are kept for event streams that resume. One that asks for older ones "
         "is told to look at everything anew.",
     ),
@@ -577,7 +583,7 @@ TABLE: tuple[Setting, ...] = (
         "operation",
         "tracing",
         ("off", "otlp"),
-        "Whether traces are sent, by OTLP over HTTP. It needs the OpenTelemetry packages.",
+        "Whether traces are sent, by OTLP over HTTP. That takes the extra `otel` of the package.",
     ),
     _text(
         "operation",

@@ -1,499 +1,277 @@
-"""A consumer over a WebSocket.
-
-Requests are handed on as they come, and answered by callbacks; what is to be said gathers, and
-leaves as one frame when the writer comes to it. So a burst of requests is one batch of the cluster,
-and one frame back.
+"""A consumer over a WebSocket: how it comes, is read, and goes.
 
 Every queue is bounded. Requests that are not answered, those included whose answers have not left,
-are counted: beyond their bound nothing more is read, and the network tells the peer. One that
-does not read what it is told, for too long, is told so and closed. What may be pushed is bounded by
-the credit that the consumer gave, and by what it holds.
+are counted: beyond their bound nothing more is read, and the network tells the peer. So it is
+beyond a bound of what waits to be read by the peer. One that reads nothing for too long is told so
+and closed, and what it holds is stored. What may be pushed is bounded by the credit that it gave.
+
+How it goes decides what becomes of what it holds (docs/protocol.md tells clients):
+
+* closed by the consumer with 1000 or 1001: it is done, so what it still holds is stored;
+* closed because it did what it must not, or the node stops: stored as well;
+* gone in any other way, also with a token that is not good any more: it may come back, and has the
+  rest of its lease for it.
 """
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
 
-from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
+from aiohttp import WebSocketError, WSCloseCode, WSMessage, WSMsgType, web
 
-from api import requests as ask
-from api.answers import (
-    DoneAnswer,
-    HeldAnswer,
-    SessionAnswer,
-    SessionsAnswer,
-    SessionView,
-    answer_of,
-)
 from api.frontend import FrontEnd
-from api.identifiers import session_number, session_text
-from api.operators import Step
-from api.problems import Problem, Refusal, bad_request, of_failure
-from api.security import Principal, Scope
-from api.waiting import Waiter
-from api.websocket.frames import (
-    Codec,
-    DrainingPush,
-    ErrorAnswer,
-    Hello,
-    LeaseLostPush,
-    NotResumed,
-    Resumed,
-    ResumedAnswer,
-    SessionPush,
-    Unfit,
-    UnreadableError,
-)
-from state import Acquired, Cause, Created, Done, Failure, Result, encode
-from state import operations as op
-from state.errors import SessionNotFound
+from api.identifiers import session_text
+from api.requests import WebSocketRequest
+from api.security import Principal, Unauthenticated
+from api.websocket.frames import Codec, DrainingPush, Hello, LeaseLostPush, Unfit, UnreadableError
+from api.websocket.outbox import Outbox
+from api.websocket.service import Service
+from state import Cause
 
 _log = logging.getLogger(__name__)
 
-_VERDICTS = (ask.Remove, ask.Store, ask.Park)
-_RETRY_S = 0.5  # of credit that could not be used
-CREDIT_MAX = 16_384
-PUSHED_AT_ONCE = 256  # as the limits of the state are, by default, a quarter of what may be
-NOT_FOUND = SessionNotFound()
-_CLEAN = frozenset({WSCloseCode.OK, WSCloseCode.GOING_AWAY})
+# Registered beside those of RFC 6455 (IANA, WebSocket Close Code Number Registry).
+UNAUTHORIZED = 3000
+TIMED_OUT = 3008
+
+_CLEAN = frozenset({0, 1005, WSCloseCode.OK, WSCloseCode.GOING_AWAY})  # 0, 1005: it gave no code
+_CLOSE_S = 5.0  # for the peer to agree that the connection ends
+_LOST_S = 1.0  # for what was sent before a connection was lost
+_REASON_BYTES_MAX = 123  # RFC 6455, 5.5
+_AT_ONCE = 512  # requests of one frame, before others have their turn
 
 
 class Connection:
     """One WebSocket, one consumer."""
 
     def __init__(
-        self, front: FrontEnd, socket: web.WebSocketResponse, codec: Codec, principal: Principal
+        self,
+        front: FrontEnd,
+        request: web.BaseRequest,
+        socket: web.WebSocketResponse,
+        codec: Codec,
+        principal: Principal,
     ) -> None:
         self._front = front
-        self._gateway = front.gateway
-        self._operators = front.operators
         self._socket = socket
         self._codec = codec
         self._principal = principal
         self._settings = front.settings
-        self._loop = asyncio.get_running_loop()
+        self._meters = front.websockets
+        self._room = asyncio.Event()
+        self._is_ending = False
+        self._code = int(WSCloseCode.ABNORMAL_CLOSURE)  # with which it ended
+        self._closing: asyncio.Task[None] | None = None
+        self._out = Outbox(
+            request,
+            socket,
+            codec,
+            front.websockets,
+            frame_bytes=self._settings.websocket_frame_bytes,
+            timeout_s=self._settings.request_timeout_ms / 1000,
+            on_answered=self._on_answered,
+            on_stuck=self._on_stuck,
+        )
         self._consumer = front.consumers.connect(self)
-        self._out: list[Any] = []
-        self._has_out = asyncio.Event()
-        self._has_room = asyncio.Event()
-        self._has_room.set()
-        self._in_flight = 0  # requests whose answers have not left
-        self._is_closing = False
-        self._reason: tuple[Cause, str] | None = None  # why it is gone for certain
-        self._credit = 0
-        self._themes: tuple[int, ...] = ()
-        self._pusher: Waiter | None = None
-        self._handlers: dict[type, Callable[[Any], None]] = {
-            ask.New: self._new,
-            ask.Append: self._step,
-            ask.Replace: self._step,
-            ask.Remove: self._step,
-            ask.Store: self._step,
-            ask.Touch: self._step,
-            ask.Park: self._step,
-            ask.Unpark: self._step,
-            ask.Take: self._take,
-            ask.Acquire: self._acquire,
-            ask.Txn: self._txn,
-            ask.Get: self._get,
-            ask.Resume: self._resume,
-            ask.Credit: self._give_credit,
-            ask.Heartbeat: self._beat,
-            Unfit: self._unfit,
-        }
+        if front.tracing is not None:
+            self._out.trace = front.tracing.connection(request.headers)
+        self._service = Service(front, self._consumer, self._out, principal, self._room.set)
 
-    # Its life
+    @property
+    def name(self) -> str:
+        """As the cluster knows it."""
+        return self._consumer.name.decode()
 
     async def run(self) -> None:
         """Serve until either side closes."""
-        self._say(
+        self._meters.opened += 1
+        self._out.push(
             Hello(
                 node=self._front.node_id,
-                consumer=self._consumer.name.decode(),
+                consumer=self.name,
                 frame_bytes=self._settings.websocket_frame_bytes,
                 requests_in_flight=self._settings.websocket_requests_in_flight,
+                unread_bytes=self._settings.websocket_send_buffer_bytes,
             )
         )
-        writer = asyncio.ensure_future(self._write())
+        reading = asyncio.ensure_future(self._read_safely())
+        try:
+            await asyncio.shield(reading)
+        except asyncio.CancelledError:
+            # The connection is lost, as a rule; what was sent before that is still to be read.
+            self._is_lost()
+            await asyncio.wait([reading], timeout=_LOST_S)
+            raise
+        finally:
+            reading.cancel()
+            self._gone()
+            if self._closing is not None:
+                await asyncio.wait([self._closing])
+
+    # Reading
+
+    async def _read_safely(self) -> None:
         try:
             await self._read()
-        finally:
-            self._is_closing = True
-            self._gone()
-            writer.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await writer
+        except Exception:  # noqa: BLE001 - a defect, and not the consumer's fault
+            _log.exception("%s cannot be served", self.name)
+            self._end(WSCloseCode.INTERNAL_ERROR, "the server has made a mistake", None)
 
     async def _read(self) -> None:
-        receive, handlers = self._socket.receive, self._handlers
-        while not self._is_closing:
-            message: WSMessage = await receive()
-            kind = message.type
-            if kind is WSMsgType.BINARY or kind is WSMsgType.TEXT:
-                self._consumer.heard()
-                if (kind is WSMsgType.TEXT) != self._codec.is_text:
-                    self._close(WSCloseCode.UNSUPPORTED_DATA, f"a frame is no {self._codec.name}")
-                    return
-                try:
-                    requests = self._codec.decode(message.data)
-                except UnreadableError as error:
-                    self._close(WSCloseCode.INVALID_TEXT, str(error))
-                    return
-                self._in_flight += len(requests)
-                for request in requests:
-                    try:
-                        handlers[type(request)](request)
-                    except Refusal as refusal:
-                        self._refuse(request.seq, refusal.problem)
-                if self._in_flight >= self._settings.websocket_requests_in_flight:
-                    self._has_room.clear()
-                    await self._has_room.wait()
-            elif kind is WSMsgType.PONG:
-                self._consumer.heard()
-            elif kind is WSMsgType.PING:
-                self._consumer.heard()
-                await self._socket.pong(message.data)
-            else:
-                return
-
-    async def _write(self) -> None:
-        """Send what gathers, until it is cancelled."""
-        settings, socket = self._settings, self._socket
-        timeout_s = settings.request_timeout_ms / 1000
+        receive, consumer = self._socket.receive, self._consumer
         while True:
-            await self._has_out.wait()
-            self._has_out.clear()
-            out, self._out = self._out, []
-            frames = self._codec.encode(out, settings.websocket_frame_bytes)
-            try:
-                async with asyncio.timeout(timeout_s):
-                    for frame in frames:
-                        await socket.send_frame(frame, self._frame_kind)
-            except TimeoutError:
-                self._close(WSCloseCode.POLICY_VIOLATION, "what it is told is not read")
+            message: WSMessage = await receive()
+            if self._is_ending:
                 return
-            except (ConnectionError, RuntimeError):
-                return  # the reader finds out
-            answers = sum(1 for one in out if hasattr(one, "seq"))
-            self._in_flight -= answers
-            if self._in_flight < settings.websocket_requests_in_flight:
-                self._has_room.set()
+            consumer.was_heard = True
+            match message.type:
+                case WSMsgType.BINARY | WSMsgType.TEXT:
+                    await self._take(message)
+                case WSMsgType.PING:
+                    self._out.pong(message.data)
+                case WSMsgType.PONG:
+                    pass
+                case WSMsgType.CLOSE:
+                    self._code = message.data
+                    if self._code in _CLEAN:
+                        self._consumer.leave(Cause.DISCONNECTED, "its consumer disconnected")
+                    return
+                case WSMsgType.ERROR:
+                    if isinstance(message.data, WebSocketError):
+                        self._code = message.data.code
+                        self._consumer.leave(Cause.FAILED, "its consumer broke the protocol")
+                    return
+                case _:
+                    return
 
-    @property
-    def _frame_kind(self) -> WSMsgType:
-        return WSMsgType.TEXT if self._codec.is_text else WSMsgType.BINARY
-
-    def _say(self, answer: Any) -> None:  # noqa: ANN401 - whatever is told
-        self._out.append(answer)
-        self._has_out.set()
-
-    def _close(self, code: int, reason: str) -> None:
-        """End the connection of a consumer that does what it must not."""
-        if self._is_closing:
+    async def _take(self, message: WSMessage) -> None:
+        """Take in what a frame asks."""
+        try:
+            if (message.type is WSMsgType.TEXT) != self._codec.is_text:
+                wanted = "text" if self._codec.is_text else "binary"
+                self._end(WSCloseCode.UNSUPPORTED_DATA, f"{self._codec.name} is {wanted} frames")
+                return
+            requests = self._codec.decode(message.data)
+        except UnreadableError as error:
+            self._end(WSCloseCode.INVALID_TEXT, str(error))
             return
-        self._is_closing = True
-        self._reason = self._reason or (Cause.FAILED, reason[:120])
-        _log.info("%s is closed: %s", self._consumer.name.decode(), reason)
-        self._front.spawn(self._end(code, reason))
+        meters = self._meters
+        meters.frames_in += 1
+        meters.bytes_in += len(message.data)
+        if len(requests) <= _AT_ONCE:
+            await self._serve(requests)
+            return
+        for start in range(0, len(requests), _AT_ONCE):
+            await self._serve(requests[start : start + _AT_ONCE])
+            await asyncio.sleep(0)
 
-    async def _end(self, code: int, reason: str) -> None:
-        with contextlib.suppress(ConnectionError, RuntimeError, TimeoutError):
-            async with asyncio.timeout(5):
-                await self._socket.close(code=code, message=reason.encode()[:120])
+    async def _serve(self, requests: Sequence[WebSocketRequest | Unfit]) -> None:
+        service, out = self._service, self._out
+        requests_max = self._settings.websocket_requests_in_flight
+        unread_bytes_max = self._settings.websocket_send_buffer_bytes
+        for request in requests:
+            service.handle(request)
+            while (
+                service.in_flight >= requests_max
+                or service.is_checking
+                or out.session_bytes > unread_bytes_max
+            ) and not self._is_ending:
+                self._room.clear()
+                await self._room.wait()
+
+    def _on_answered(self, count: int) -> None:
+        self._service.in_flight -= count
+        self._service.on_room()
+        self._room.set()
+
+    # Its end
+
+    def _is_lost(self) -> None:
+        """Nothing that is said arrives any more."""
+        self._out.drop()
+        self._room.set()
 
     def _gone(self) -> None:
-        """Let go of what the consumer holds, or let it wait for it to come back."""
-        if self._pusher is not None:
-            self._front.waiters.leave(self._pusher)
-        if self._reason is not None:
-            self._consumer.leave(*self._reason)
-        elif self._socket.close_code in _CLEAN:
-            self._consumer.leave(Cause.DISCONNECTED, "its consumer disconnected")
-        else:
+        """Take note that it is over; unless it is known to have left, it may come back."""
+        self._is_ending = True
+        self._consumer.vanish()
+        self._service.stop()
+        self._out.drop()
+        closed = self._meters.closed
+        closed[self._code] = closed.get(self._code, 0) + 1
+
+    def _end(self, code: int, reason: str, cause: Cause | None = Cause.FAILED) -> None:
+        """End the connection; with a cause, what its consumer holds is stored.
+
+        The reason is for the peer: it may tell of what was sent, and so is no matter for a log.
+        """
+        if self._is_ending:
+            return
+        self._is_ending = True
+        self._code = code
+        if cause is None:
             self._consumer.vanish()
+        else:
+            self._consumer.leave(cause, _CAUSES[code])
+        self._service.stop()
+        self._room.set()
+        _log.info("%s is closed with %d: %s", self.name, code, _CAUSES[code])
+        self._out.flush()
+        self._closing = asyncio.ensure_future(self._close(code, reason))
+
+    async def _close(self, code: int, reason: str) -> None:
+        # A whole number of characters.
+        text = reason.encode()[:_REASON_BYTES_MAX].decode(errors="ignore").encode()
+        try:
+            with contextlib.suppress(ConnectionError, RuntimeError, TimeoutError):
+                async with asyncio.timeout(_CLOSE_S):
+                    await self._socket.close(code=code, message=text)
+        finally:
+            self._out.abort()  # what has not left by now is not read
+
+    def _on_stuck(self) -> None:
+        self._end(WSCloseCode.POLICY_VIOLATION, "what you are told is not read")
 
     # For the front end
 
     def drain(self, within_ms: int) -> None:
         """Tell the consumer that it had better go elsewhere."""
-        self._stop_pushing()
-        self._say(DrainingPush(within_ms=within_ms))
+        self._service.drain()
+        self._out.push(DrainingPush(within_ms=within_ms))
 
     def shut_down(self) -> None:
         """End, and store what the consumer still holds; its attempts are given back."""
-        self._reason = (Cause.SHUTDOWN, "its node was shut down")
-        self._consumer.leave(*self._reason)
-        self._close(WSCloseCode.GOING_AWAY, "the node shuts down")
+        self._end(WSCloseCode.GOING_AWAY, "the node stops: go on at another one", Cause.SHUTDOWN)
 
     # For its consumer
 
-    def ping(self) -> None:
-        self._front.spawn(self._ping())
+    def on_beat(self) -> None:
+        """Ask for a sign of life, and whether the token is still good."""
+        self._out.ping()
+        try:
+            principal = self._front.tokens.renew(self._principal)
+        except Unauthenticated as error:
+            self._end(UNAUTHORIZED, error.problem.detail, None)
+            return
+        if principal != self._principal:
+            self._principal = principal
+            self._service.allow(principal)
 
-    async def _ping(self) -> None:
-        with contextlib.suppress(ConnectionError, RuntimeError):
-            await self._socket.ping()
-
-    def on_vanished(self) -> None:
-        """Nothing was heard for a lease: what is held waits for its end, so that it may resume."""
-        self._is_closing = True
-        self._consumer.vanish()
-        self._front.spawn(self._end(WSCloseCode.POLICY_VIOLATION, "no sign of life"))
+    def on_silence(self) -> None:
+        self._end(TIMED_OUT, "no sign of life: answer pings", None)
 
     def on_lost(self, session_id: int, epoch: int, cause: str) -> None:
-        self._say(LeaseLostPush(id=session_text(session_id), epoch=epoch, cause=cause))
+        self._out.push(LeaseLostPush(id=session_text(session_id), epoch=epoch, cause=cause))
 
-    # Requests. Each is answered once.
 
-    def _refuse(self, seq: int, problem: Problem) -> None:
-        self._say(ErrorAnswer(seq=seq, error=problem.fields()))
-
-    def _answered(self, seq: int, result: Result) -> None:
-        if isinstance(result, Failure):
-            self._say(ErrorAnswer(seq=seq, error=of_failure(result).fields()))
-        else:
-            self._say(answer_of(result, seq))
-
-    def _unfit(self, request: Unfit) -> None:
-        self._say(
-            ErrorAnswer(
-                seq=request.seq,
-                error=Problem(400, "bad_request", "not_applied", False, request.problem).fields(),  # noqa: FBT003
-            )
-        )
-
-    def _new(self, request: ask.New) -> None:
-        self._front.check(self._principal, Scope.OPERATE, request.theme)
-        encoded = request.encoded(self._consumer.name)
-        self._gateway.submit(encoded, partial(self._created, request.seq))
-
-    def _created(self, seq: int, result: Result) -> None:
-        if isinstance(result, Created) and result.epoch:
-            self._hold(result.session_id, result.epoch)
-        self._answered(seq, result)
-
-    def _hold(self, session_id: int, epoch: int) -> None:
-        """Direct a session from here on, unless it has gone on without this consumer meanwhile."""
-        if self._gateway.epoch(session_id) == epoch:
-            self._operators.begin(session_id, epoch, self._consumer)
-
-    def _step(self, request: ask.Append | ask.Replace | ask.Remove | ask.Store | ask.Touch) -> None:
-        target = request.target
-        if not self._principal.may_all_themes:
-            self._restricted(request, target)
-            return
-        self._do(request, target)
-
-    def _do(self, request: Any, target: op.Target) -> None:  # noqa: ANN401 - of those in `_step`
-        encoded = request.encoded(None)
-        callback = partial(self._answered, request.seq)
-        epoch = getattr(request, "epoch", None)
-        if epoch and type(target) is int:
-            operator = self._operators.operate(target, epoch)
-            if operator is not None:
-                is_verdict = isinstance(request, _VERDICTS)
-                operator.ask(Step(encoded, callback, is_verdict, request.is_ending))
-                return
-        self._gateway.submit(encoded, callback, is_ending=request.is_ending)
-
-    def _restricted(self, request: Any, target: op.Target) -> None:  # noqa: ANN401 - as above
-        """Do it if the session's theme is one of the principal's; that may have to be read."""
-
-        def known(refusal: Refusal | None) -> None:
-            if refusal is not None:
-                self._refuse(request.seq, refusal.problem)
-            elif isinstance(request, ask.Take):
-                self._take_it(request)
-            else:
-                self._do(request, target)
-
-        self._front.check_target(self._principal, Scope.OPERATE, target, known)
-
-    def _take(self, request: ask.Take) -> None:
-        if not self._principal.may_all_themes:
-            self._restricted(request, request.target)
-        else:
-            self._take_it(request)
-
-    def _take_it(self, request: ask.Take) -> None:
-        encoded = request.encoded(self._consumer.name)
-        self._gateway.acquire(encoded, partial(self._taken, request.seq))
-
-    def _taken(self, seq: int, result: list[SessionView] | Failure) -> None:
-        if isinstance(result, Failure):
-            self._answered(seq, result)
-            return
-        self._hold_all(result)
-        if result:
-            self._say(SessionAnswer(seq=seq, session=result[0]))
-        else:
-            self._answered(seq, NOT_FOUND)
-
-    def _acquire(self, request: ask.Acquire) -> None:
-        self._front.check(self._principal, Scope.OPERATE, *request.themes)
-        seq = request.seq
-        if request.idempotency_key is not None:
-            raise bad_request("an acquire takes no idempotency key: resume what you hold instead")
-        wait_ms = min(ask.seconds_to_ms(request.wait), self._settings.long_poll_max_ms)
-        if not wait_ms:
-            encoded = request.encoded(self._consumer.name)
-            self._gateway.acquire(encoded, partial(self._acquired, seq, None))
-            return
-        timers: list[asyncio.TimerHandle] = []
-        found = partial(self._acquired, seq, timers)
-        name = self._consumer.name
-        waiter = self._front.waiters.ask(request.themes, request.count, name, found)
-        if not waiter.is_over:
-            timers.append(self._loop.call_later(wait_ms / 1000, self._waited, seq, waiter))
-
-    def _waited(self, seq: int, waiter: Waiter) -> None:
-        if self._front.waiters.leave(waiter):
-            self._say(SessionsAnswer(seq=seq, sessions=[]))
-
-    def _acquired(
-        self,
-        seq: int,
-        timers: list[asyncio.TimerHandle] | None,
-        result: list[SessionView] | Failure,
-    ) -> None:
-        for timer in timers or ():
-            timer.cancel()
-        if isinstance(result, Failure):
-            self._answered(seq, result)
-        else:
-            self._hold_all(result)
-            self._say(SessionsAnswer(seq=seq, sessions=result))
-
-    def _hold_all(self, views: list[SessionView]) -> None:
-        for view in views:
-            session_id = session_number(view.id)
-            if session_id is not None:
-                self._hold(session_id, view.epoch)
-
-    def _txn(self, request: ask.Txn) -> None:
-        operation = request.operation(self._consumer.name)
-        encoded = encode(ask.once(operation, request.idempotency_key))
-        themes = [one.theme for one in request.operations if isinstance(one, ask.New)]
-        self._front.check(self._principal, Scope.OPERATE, *themes)
-        targets = [one.target for one in request.operations if isinstance(one, ask.Targeted)]
-        weight = len(request.operations)
-
-        def known(refusal: Refusal | None) -> None:
-            if refusal is not None:
-                self._refuse(request.seq, refusal.problem)
-            else:
-                done = partial(self._transacted, request.seq)
-                self._gateway.submit(encoded, done, weight=weight)
-
-        self._front.check_targets(self._principal, Scope.OPERATE, targets, known)
-
-    def _transacted(self, seq: int, result: Result) -> None:
-        if isinstance(result, Done):
-            for one in result.results:
-                if isinstance(one, Created | Acquired) and one.epoch:
-                    self._hold(one.session_id, one.epoch)
-        self._answered(seq, result)
-
-    def _get(self, request: ask.Get) -> None:
-        target, seq = request.target, request.seq
-
-        def known(refusal: Refusal | None) -> None:
-            if refusal is not None:
-                self._refuse(seq, refusal.problem)
-            else:
-                is_stale = request.consistency == "stale"
-                self._gateway.session(target, partial(self._got, seq), is_stale=is_stale)
-
-        self._front.check_target(self._principal, Scope.READ, target, known)
-
-    def _got(self, seq: int, found: SessionView | Failure | None) -> None:
-        if isinstance(found, SessionView):
-            self._say(SessionAnswer(seq=seq, session=found))
-        else:
-            self._answered(seq, found or NOT_FOUND)
-
-    def _resume(self, request: ask.Resume) -> None:
-        self._front.check(self._principal, Scope.OPERATE)
-        resumed: list[Any] = []
-        count = len(request.sessions)
-
-        def touched(held: ask.Held, session_id: int, result: Result) -> None:
-            if isinstance(result, Failure):
-                resumed.append(NotResumed(id=held.id, error=of_failure(result).fields()))
-            else:
-                self._hold(session_id, held.epoch)
-                revision = result if isinstance(result, int) else 0
-                resumed.append(Resumed(id=held.id, epoch=held.epoch, revision=revision))
-            if len(resumed) == count:
-                self._say(ResumedAnswer(seq=request.seq, sessions=resumed))
-
-        for held in request.sessions:
-            session_id = session_number(held.id) or 0
-            touch = op.Touch(session_id, held.epoch, self._consumer.name)
-            callback = partial(touched, held, session_id)
-            self._resume_one(session_id, encode(touch), callback)
-
-    def _resume_one(self, session_id: int, encoded: bytes, callback: Callable[[Any], None]) -> None:
-        def known(refusal: Refusal | None) -> None:
-            if refusal is not None:
-                callback(NOT_FOUND)  # of a theme that it must not know of
-            else:
-                self._gateway.submit(encoded, callback, is_ending=True)
-
-        self._front.check_target(self._principal, Scope.OPERATE, session_id, known)
-
-    def _beat(self, request: ask.Heartbeat) -> None:
-        def answered(result: Result) -> None:
-            if isinstance(result, int):
-                self._say(HeldAnswer(seq=request.seq, held=result))
-            else:
-                self._answered(request.seq, result)
-
-        self._gateway.submit(encode(op.Heartbeat(self._consumer.name)), answered, is_ending=True)
-
-    # Pushing
-
-    def _give_credit(self, request: ask.Credit) -> None:
-        self._front.check(self._principal, Scope.OPERATE, *request.themes)
-        themes = tuple(dict.fromkeys(request.themes))
-        if themes != self._themes:
-            self._stop_pushing()
-            self._themes = themes
-        self._credit = min(self._credit + request.count, CREDIT_MAX) if themes else 0
-        self._say(DoneAnswer(seq=request.seq))
-        self._push()
-
-    def _stop_pushing(self) -> None:
-        pusher, self._pusher = self._pusher, None
-        self._credit = 0
-        if pusher is not None:
-            self._front.waiters.leave(pusher)
-
-    def _push(self) -> None:
-        if self._pusher is not None or not self._credit or self._is_closing:
-            return
-        count = min(self._credit, PUSHED_AT_ONCE)
-        pusher: list[Waiter] = []
-
-        def found(result: list[SessionView] | Failure) -> None:
-            if pusher and self._pusher is pusher[0]:
-                self._pusher = None
-            self._pushed(result)
-
-        waiter = self._front.waiters.ask(self._themes, count, self._consumer.name, found)
-        pusher.append(waiter)
-        if not waiter.is_over:
-            self._pusher = waiter
-
-    def _pushed(self, result: list[SessionView] | Failure) -> None:
-        if isinstance(result, Failure):
-            self._loop.call_later(_RETRY_S, self._push)
-            return
-        self._hold_all(result)
-        self._credit = max(self._credit - len(result), 0)
-        for view in result:
-            self._say(SessionPush(session=view))
-        self._loop.call_soon(self._push)
+# Why the server ends a connection, by the code.
+_CAUSES = {
+    WSCloseCode.GOING_AWAY: "its node was shut down",
+    WSCloseCode.UNSUPPORTED_DATA: "its consumer sent the wrong kind of frame",
+    WSCloseCode.INVALID_TEXT: "its consumer sent what cannot be read",
+    WSCloseCode.INTERNAL_ERROR: "the server has made a mistake",
+    WSCloseCode.POLICY_VIOLATION: "its consumer read nothing any more",
+    UNAUTHORIZED: "its token is not good any more",
+    TIMED_OUT: "its consumer gave no sign of life",
+}

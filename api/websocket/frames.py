@@ -54,8 +54,9 @@ class Hello(Struct, kw_only=True):
     push: Literal["hello"] = "hello"
     node: str
     consumer: str
-    frame_bytes: int
-    requests_in_flight: int
+    frame_bytes: int  # the largest frame that is taken
+    requests_in_flight: int  # how many may be without an answer before nothing more is read
+    unread_bytes: int  # of sessions; while more waits for the consumer to read, none is read for it
 
 
 class SessionPush(Struct, kw_only=True):
@@ -92,6 +93,15 @@ class Unfit:
     problem: str
 
 
+def frame_head(opcode: int, size_bytes: int) -> bytes:
+    """What stands before the payload of a whole frame from a server (RFC 6455, 5.2)."""
+    if size_bytes < 126:  # noqa: PLR2004 - up to here the length itself, above how it is written
+        return bytes((128 | opcode, size_bytes))
+    if size_bytes < 65_536:  # noqa: PLR2004
+        return bytes((128 | opcode, 126)) + size_bytes.to_bytes(2, "big")
+    return bytes((128 | opcode, 127)) + size_bytes.to_bytes(8, "big")
+
+
 class UnreadableError(Exception):
     """A frame that is none of this subprotocol."""
 
@@ -115,21 +125,26 @@ class Codec:
             found = self._decode(frame)
         except msgspec.ValidationError as error:
             return self._decode_each(frame, str(error))
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except _UNREADABLE as error:
             raise UnreadableError(f"a frame is no {self.name}: {error}") from error
         return found if isinstance(found, list) else (found,)
 
     def _decode_each(self, frame: bytes | str, problem: str) -> list[WebSocketRequest | Unfit]:
+        """The requests of a frame of which one at least makes no sense."""
         try:
-            raws: list[Any] = self._decode_raw(frame)
-        except msgspec.ValidationError:
-            return [Unfit(self._seq(frame), problem)]
-        found: list[WebSocketRequest | Unfit] = []
-        for raw in raws:
             try:
-                found.append(self._decode_one(raw))
-            except msgspec.ValidationError as error:
-                found.append(Unfit(self._seq(raw), str(error)))
+                raws: list[Any] = self._decode_raw(frame)
+            except msgspec.ValidationError:
+                return [Unfit(self._seq(frame), problem)]
+            return [self._decode_raw_one(raw) for raw in raws]
+        except _UNREADABLE as error:
+            raise UnreadableError(f"a frame is no {self.name}: {error}") from error
+
+    def _decode_raw_one(self, raw: Any) -> WebSocketRequest | Unfit:  # noqa: ANN401 - a piece of a frame
+        try:
+            found: WebSocketRequest = self._decode_one(raw)
+        except msgspec.ValidationError as error:
+            return Unfit(self._seq(raw), str(error))
         return found
 
     def _seq(self, one: Any) -> int:  # noqa: ANN401 - bytes, text or a piece of either
@@ -146,5 +161,8 @@ class Codec:
         first = self.encode(answers[:half], frame_bytes)
         return first + self.encode(answers[half:], frame_bytes)
 
+
+# What a decoder says of bytes that are none of its own; the last one if they are nested too deep.
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 CODECS = {name: Codec(name) for name in (MSGPACK, JSON)}

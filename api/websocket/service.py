@@ -1,0 +1,516 @@
+"""What a consumer asks over a WebSocket, and how it is answered. Each request is answered once.
+
+Requests are handed on as they come, and answered by callbacks; nothing here waits. What gives the
+consumer a session goes to the cluster under its name, so that its heartbeats renew it. Under an
+idempotency key no name may be given, because the same request has to be the same over another
+connection: there the session is made the consumer's by a Touch, before that is answered.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+from api import requests as ask
+from api.answers import (
+    DoneAnswer,
+    HeldAnswer,
+    SessionAnswer,
+    SessionsAnswer,
+    SessionView,
+    answer_of,
+)
+from api.consumers import Consumer
+from api.frontend import FrontEnd
+from api.identifiers import session_number
+from api.operators import Step
+from api.problems import INTERNAL, Problem, Refusal, bad_request, of_failure, refusal
+from api.security import Principal, Scope
+from api.waiting import Waiter
+from api.websocket.frames import (
+    ErrorAnswer,
+    NotResumed,
+    Resumed,
+    ResumedAnswer,
+    SessionPush,
+    Unfit,
+)
+from api.websocket.outbox import Outbox
+from api.websocket.pushing import Pusher
+from state import Acquired, Created, Done, Failure, Result, encode
+from state import operations as op
+from state.errors import SessionNotFound
+
+_log = logging.getLogger(__name__)
+
+_VERDICTS = frozenset((ask.Remove, ask.Store, ask.Park))
+_NOT_FOUND = SessionNotFound()
+
+_DRAINING = refusal(
+    503, "draining", "the node is about to stop: go on at another one", retryable=True
+)
+
+Stepping = ask.Append | ask.Replace | ask.Remove | ask.Store | ask.Touch | ask.Park | ask.Unpark
+
+
+class _Poll:
+    """An Acquire that waits."""
+
+    __slots__ = ("is_given_up", "seq", "timer", "waiter")
+
+    def __init__(self, seq: int) -> None:
+        self.seq = seq
+        self.waiter: Waiter | None = None
+        self.timer: asyncio.TimerHandle | None = None
+        self.is_given_up = False
+
+
+class Service:
+    """Serves the requests of one consumer."""
+
+    def __init__(
+        self,
+        front: FrontEnd,
+        consumer: Consumer,
+        outbox: Outbox,
+        principal: Principal,
+        on_checked: Callable[[], None],
+    ) -> None:
+        """`on_checked` is called when requests may be taken in again; see `is_checking`."""
+        self._front = front
+        self._gateway = front.gateway
+        self._operators = front.operators
+        self._budget = front.operators.budget
+        self._consumer = consumer
+        self._out = outbox
+        self._principal = principal
+        self._is_free = _is_free(principal)  # whether it may operate any session
+        self._on_checked = on_checked
+        self._loop = asyncio.get_running_loop()
+        self._counts = front.websockets.requests
+        self._refusals = front.metrics.refusals
+        self._polls: set[_Poll] = set()
+        self._deferred: deque[tuple[int, op.Target]] = deque()  # reads that have no room yet
+        self._pusher = Pusher(
+            front.waiters,
+            consumer.name,
+            self._loop,
+            pushed=self._pushed,
+            has_room=lambda: not outbox.is_blocked,
+        )
+        self._is_draining = False
+        self.in_flight = 0  # requests that are not answered, or whose answers have not left
+        # Whether a session has to be read first, to know whether its request is allowed. Others
+        # have to wait for that, or they would overtake it.
+        self.is_checking = False
+        self._handlers: dict[type, Callable[[Any], None]] = {
+            ask.New: self._new,
+            ask.Append: self._step,
+            ask.Replace: self._step,
+            ask.Remove: self._step,
+            ask.Store: self._step,
+            ask.Touch: self._step,
+            ask.Park: self._step,
+            ask.Unpark: self._step,
+            ask.Take: self._take,
+            ask.Acquire: self._acquire,
+            ask.Txn: self._txn,
+            ask.Get: self._get,
+            ask.Resume: self._resume,
+            ask.Credit: self._give_credit,
+            ask.Heartbeat: self._beat,
+            Unfit: self._unfit,
+        }
+
+    # For its connection
+
+    def handle(self, request: ask.WebSocketRequest | Unfit) -> None:
+        """Take a request in."""
+        kind = type(request)
+        self._counts[kind] += 1
+        self.in_flight += 1
+        if self._out.trace is not None:
+            self._out.trace.asked(kind, request.seq)
+        try:
+            self._handlers[kind](request)
+        except Exception as error:  # noqa: BLE001 - see `_failed`
+            self._failed(request.seq, error)
+
+    def _failed(self, seq: int, error: Exception) -> None:
+        """See to it that a request is answered, whatever has happened."""
+        if isinstance(error, Refusal):
+            self._refuse(seq, error.problem)
+        else:
+            _log.error("a request has failed by a defect", exc_info=error)
+            self._refuse(seq, INTERNAL)
+
+    def allow(self, principal: Principal) -> None:
+        """Take note of what the consumer may do from now on."""
+        self._principal = principal
+        self._is_free = _is_free(principal)
+        if not all(map(principal.may_theme, self._pusher.themes)) or not principal.may(
+            Scope.OPERATE
+        ):
+            self._pusher.take_back()
+
+    def drain(self) -> None:
+        """Give the consumer no more sessions."""
+        self._is_draining = True
+        self._pusher.stop()
+
+    def stop(self) -> None:
+        """Let nothing wait any more for a consumer that is gone."""
+        self._pusher.stop()
+        self._deferred.clear()
+        for poll in list(self._polls):
+            self._end_poll(poll)
+            if poll.waiter is not None:
+                self._front.waiters.leave(poll.waiter)
+
+    # Answers
+
+    def _refuse(self, seq: int, problem: Problem) -> None:
+        self._refusals.count(problem.code)
+        self._out.answer(ErrorAnswer(seq=seq, error=problem.fields()))
+
+    def _answered(self, seq: int, result: Result) -> None:
+        if isinstance(result, Failure):
+            self._refuse(seq, of_failure(result))
+        else:
+            self._out.answer(answer_of(result, seq))
+
+    def _direct(self, seq: int, result: Result) -> None:
+        """The answer of an operation that no operator has asked for."""
+        self._note(result)
+        self._answered(seq, result)
+
+    def _note(self, result: Result) -> None:
+        if isinstance(result, Failure):
+            self._budget.spend(result)
+            self._consumer.doubts(result)
+        else:
+            self._budget.earn()
+
+    def _unfit(self, request: Unfit) -> None:
+        raise bad_request(request.problem)
+
+    # What gives the consumer a session
+
+    def _may_be_given(self, request: ask.Request) -> bytes | None:
+        """Under what name it is given. Raises `Refusal` when the node is about to stop."""
+        if self._is_draining:
+            raise _DRAINING
+        self._consumer.asks()
+        return self._consumer.name if request.idempotency_key is None else None
+
+    def _given(
+        self, sessions: Iterable[tuple[int, int]], name: bytes | None, then: Callable[[], object]
+    ) -> None:
+        """Direct sessions from here on, and then answer. Without a name they are claimed first."""
+        if name is not None:
+            for session_id, epoch in sessions:
+                self._consumer.take(session_id, epoch)
+            then()
+            return
+        active = [one for one in sessions if self._gateway.epoch(one[0]) == one[1]]
+        left = len(active)
+        if not left:
+            then()
+            return
+
+        def claimed(session_id: int, epoch: int, result: Result) -> None:
+            nonlocal left
+            self._note(result)
+            if not isinstance(result, Failure):
+                self._consumer.take(session_id, epoch, is_known=True)
+            left -= 1
+            if not left:
+                then()
+
+        for session_id, epoch in active:
+            touch = op.Touch(session_id, epoch, self._consumer.name)
+            done = partial(claimed, session_id, epoch)
+            self._gateway.submit(encode(touch), done, is_ending=True)
+
+    def _new(self, request: ask.New) -> None:
+        if not self._is_free:
+            self._front.check(self._principal, Scope.OPERATE, request.theme)
+        name = None
+        if request.repeat_after is None:
+            name = self._may_be_given(request)
+        self._gateway.submit(request.encoded(name), partial(self._created, request.seq, name))
+
+    def _created(self, seq: int, name: bytes | None, result: Result) -> None:
+        if isinstance(result, Created) and result.epoch:
+            self._budget.earn()
+            given = ((result.session_id, result.epoch),)
+            self._given(given, name, partial(self._answered, seq, result))
+        else:
+            self._direct(seq, result)
+
+    def _take(self, request: ask.Take) -> None:
+        name, target = self._may_be_given(request), request.target
+
+        def go_on() -> None:
+            self._gateway.acquire(request.encoded(name), partial(self._taken, request.seq, name))
+
+        self._if_allowed(request.seq, (target,), go_on)
+
+    def _taken(self, seq: int, name: bytes | None, result: list[SessionView] | Failure) -> None:
+        if isinstance(result, Failure):
+            self._direct(seq, result)
+            return
+        self._budget.earn()
+        answer = SessionAnswer(seq=seq, session=result[0])
+        self._given(_ids(result), name, partial(self._out.answer_session, answer))
+
+    def _acquire(self, request: ask.Acquire) -> None:
+        self._front.check(self._principal, Scope.OPERATE, *request.themes)
+        _without_key(request)
+        name, seq = self._may_be_given(request), request.seq
+        wait_ms = min(ask.seconds_to_ms(request.wait), self._front.settings.long_poll_max_ms)
+        if not wait_ms:
+            self._gateway.acquire(request.encoded(name), partial(self._acquired, seq))
+            return
+        poll = _Poll(seq)
+        found = partial(self._found, poll)
+        waiter = self._front.waiters.ask(request.themes, request.count, name, found)
+        if not waiter.is_over:
+            poll.waiter = waiter
+            poll.timer = self._loop.call_later(wait_ms / 1000, self._waited, poll)
+            self._polls.add(poll)
+
+    def _found(self, poll: _Poll, result: list[SessionView] | Failure) -> None:
+        self._end_poll(poll)
+        if not poll.is_given_up:
+            self._acquired(poll.seq, result)
+        elif not isinstance(result, Failure):
+            for session_id, epoch in _ids(result):
+                self._operators.give_back(session_id, epoch, "whoever asked for it had given up")
+
+    def _waited(self, poll: _Poll) -> None:
+        """Its time is over. If something is on its way to it, that is waited for a while longer."""
+        if poll.waiter is not None and self._front.waiters.leave(poll.waiter):
+            self._polls.discard(poll)
+            self._out.answer(SessionsAnswer(seq=poll.seq, sessions=[]))
+        else:
+            timeout_s = self._front.settings.request_timeout_ms / 1000
+            poll.timer = self._loop.call_later(timeout_s, self._give_up, poll)
+
+    def _give_up(self, poll: _Poll) -> None:
+        self._polls.discard(poll)
+        poll.is_given_up = True
+        detail = "no answer in time; what may still be handed out is stored again"
+        self._refuse(poll.seq, refusal(504, "timed_out", detail, retryable=True).problem)
+
+    def _end_poll(self, poll: _Poll) -> None:
+        self._polls.discard(poll)
+        if poll.timer is not None:
+            poll.timer.cancel()
+
+    def _acquired(self, seq: int, result: list[SessionView] | Failure) -> None:
+        if isinstance(result, Failure):
+            self._direct(seq, result)
+            return
+        self._budget.earn()
+        for session_id, epoch in _ids(result):
+            self._consumer.take(session_id, epoch)
+        self._out.answer_session(SessionsAnswer(seq=seq, sessions=result))
+
+    def _resume(self, request: ask.Resume) -> None:
+        self._front.check(self._principal, Scope.OPERATE)
+        _without_key(request)
+        name = self._may_be_given(request)
+        asked = [(session_number(one.id) or 0, one.epoch) for one in request.sessions]
+        resumed: list[Any] = [None] * len(asked)
+        left = len(asked)
+        self.in_flight += left - 1  # so many operations
+
+        def touched(place: int, result: Result) -> None:
+            nonlocal left
+            (session_id, epoch), held = asked[place], request.sessions[place]
+            self._note(result)
+            if isinstance(result, Failure):
+                resumed[place] = NotResumed(id=held.id, error=of_failure(result).fields())
+            else:
+                self._consumer.take(session_id, epoch, is_known=True)
+                revision = result if isinstance(result, int) else 0
+                resumed[place] = Resumed(id=held.id, epoch=epoch, revision=revision)
+            left -= 1
+            if not left:
+                self.in_flight -= len(asked) - 1
+                self._out.answer(ResumedAnswer(seq=request.seq, sessions=resumed))
+
+        def known(place: int, touch: bytes, refused: Refusal | None) -> None:
+            done = partial(touched, place)
+            if refused is None:
+                self._gateway.submit(touch, done, is_ending=True)
+            else:
+                done(_NOT_FOUND)  # of a theme that it must not know of
+
+        for place, (session_id, epoch) in enumerate(asked):
+            touch = encode(op.Touch(session_id, epoch, name))
+            then = partial(known, place, touch)
+            self._front.check_target(self._principal, Scope.OPERATE, session_id, then)
+
+    # What is done to a session
+
+    def _if_allowed(
+        self, seq: int, targets: tuple[op.Target, ...], go_on: Callable[[], None]
+    ) -> None:
+        """Go on if the sessions' themes are the principal's; that may have to be read."""
+        principal = self._principal
+        if self._is_free:
+            go_on()
+            return
+        self.is_checking = True
+
+        def known(refused: Refusal | None) -> None:
+            self.is_checking = False
+            if refused is not None:
+                self._refuse(seq, refused.problem)
+            else:
+                try:
+                    go_on()
+                except Exception as error:  # noqa: BLE001 - see `_failed`
+                    self._failed(seq, error)
+            self._on_checked()
+
+        self._front.check_targets(principal, Scope.OPERATE, targets, known)
+
+    def _step(self, request: Stepping) -> None:
+        target = request.target
+        if self._is_free:
+            self._do(request, target)
+        else:
+            self._if_allowed(request.seq, (target,), partial(self._do, request, target))
+
+    def _do(self, request: Stepping, target: op.Target) -> None:
+        encoded = request.encoded_on(target, None)
+        if not isinstance(request, ask.Unpark) and request.epoch:
+            operator = self._operators.operate(target, request.epoch)
+            if operator is not None:
+                callback = partial(self._answered, request.seq)
+                is_verdict = type(request) in _VERDICTS
+                operator.ask(Step(encoded, callback, is_verdict, request.is_ending))
+                return
+        callback = partial(self._direct, request.seq)
+        self._gateway.submit(encoded, callback, is_ending=request.is_ending)
+
+    def _txn(self, request: ask.Txn) -> None:
+        operations, name = request.operations, None
+        if any(map(_gives, operations)):
+            name = self._may_be_given(request)
+        encoded = encode(ask.once(request.operation(name), request.idempotency_key))
+        themes = [one.theme for one in operations if isinstance(one, ask.New)]
+        self._front.check(self._principal, Scope.OPERATE, *themes)
+        targeted = [one for one in operations if isinstance(one, ask.Targeted)]
+        targets = tuple(one.target for one in targeted)
+        shown = [
+            (target, getattr(one, "epoch", None))
+            for one, target in zip(targeted, targets, strict=True)
+        ]
+
+        def go_on() -> None:
+            done = partial(self._transacted, request.seq, name)
+            self._operators.transact(shown, encoded, done, weight=len(operations))
+
+        self._if_allowed(request.seq, targets, go_on)
+
+    def _transacted(self, seq: int, name: bytes | None, result: Result) -> None:
+        self._note(result)
+        given: list[tuple[int, int]] = []
+        if isinstance(result, Done):
+            given += (
+                (one.session_id, one.epoch)
+                for one in result.results
+                if isinstance(one, Created | Acquired) and one.epoch
+            )
+        self._given(given, name, partial(self._answered, seq, result))
+
+    # The rest
+
+    def _get(self, request: ask.Get) -> None:
+        _without_key(request)
+        target, seq = request.target, request.seq
+
+        def known(refused: Refusal | None) -> None:
+            if refused is not None:
+                self._refuse(seq, refused.problem)
+            else:
+                is_stale = request.consistency == "stale"
+                self._gateway.session(target, partial(self._got, seq, target), is_stale=is_stale)
+
+        self._front.check_target(self._principal, Scope.READ, target, known)
+
+    def _got(self, seq: int, target: op.Target, found: SessionView | Failure | None) -> None:
+        if not isinstance(found, SessionView):
+            self._answered(seq, found or _NOT_FOUND)
+        elif self._has_room:
+            self._out.answer_session(SessionAnswer(seq=seq, session=found))
+        else:
+            # When its turn comes it is looked at again: what waits here may be gone by then, and
+            # would take memory for nobody else.
+            self._deferred.append((seq, target))
+
+    @property
+    def _has_room(self) -> bool:
+        return self._out.session_bytes <= self._front.settings.websocket_send_buffer_bytes
+
+    def on_room(self) -> None:
+        """Take note that the consumer has read something."""
+        while self._deferred and self._has_room:
+            seq, target = self._deferred.popleft()
+            self._gateway.session(target, partial(self._got, seq, target), is_stale=True)
+
+    def _beat(self, request: ask.Heartbeat) -> None:
+        _without_key(request)
+
+        def answered(result: Result) -> None:
+            if isinstance(result, int):
+                self._out.answer(HeldAnswer(seq=request.seq, held=result))
+            else:
+                self._direct(request.seq, result)
+
+        self._gateway.submit(encode(op.Heartbeat(self._consumer.name)), answered, is_ending=True)
+
+    def _give_credit(self, request: ask.Credit) -> None:
+        self._front.check(self._principal, Scope.OPERATE, *request.themes)
+        _without_key(request)
+        if request.themes and request.count:
+            self._may_be_given(request)
+        self._out.answer(DoneAnswer(seq=request.seq))
+        self._pusher.give(tuple(dict.fromkeys(request.themes)), request.count)
+
+    def _pushed(self, result: list[SessionView]) -> None:
+        for session_id, epoch in _ids(result):
+            self._consumer.take(session_id, epoch)
+        for view in result:
+            self._out.push_session(SessionPush(session=view))
+        self._front.websockets.pushed += len(result)
+
+
+def _is_free(principal: Principal) -> bool:
+    return principal.may_all_themes and principal.may(Scope.OPERATE)
+
+
+def _ids(views: Iterable[SessionView]) -> list[tuple[int, int]]:
+    return [(session_number(view.id) or 0, view.epoch) for view in views]
+
+
+def _gives(operation: ask.TxnRequest) -> bool:
+    """Whether it gives whoever asks a session."""
+    match operation:
+        case ask.New():
+            return operation.repeat_after is None
+        case ask.Take():
+            return True
+        case _:
+            return False
+
+
+def _without_key(request: ask.Request) -> None:
+    if request.idempotency_key is not None:
+        raise bad_request("this takes no idempotency key: it may be asked again as it is")

@@ -1,0 +1,455 @@
+"""The cycle of an operator, against real state, with time and failures in the test's hand."""
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from api.operators import (
+    BACKOFF_MAX_S,
+    RELEASE_PAGE,
+    SKIPPED,
+    Operator,
+    Operators,
+    Step,
+)
+from cluster.failures import Overloaded, TimedOut
+from state import Acquired, Cause, Done, Failure, Operation, Outcome, Phase, Session, encode
+from state import operations as op
+from state.errors import LeaseLost, RevisionMismatch, SessionNotFound, TxnAborted
+from state.policy import DEFAULT_POLICY
+from tests.api.fakes import Answers, FakeCluster, patient_budget
+
+THEME = 7
+VERDICTS = (op.Remove, op.Store, op.Park)
+
+
+class Consumer:
+    """Remembers what operators tell it."""
+
+    def __init__(self, name: bytes = b"worker") -> None:
+        self.name = name
+        self.held: set[int] = set()
+        self.ended: list[int] = []
+        self.lost: list[tuple[int, str]] = []
+
+    def on_held(self, operator: Operator) -> None:
+        self.held.add(operator.session_id)
+
+    def on_ended(self, operator: Operator) -> None:
+        self.held.remove(operator.session_id)
+        self.ended.append(operator.session_id)
+
+    def on_lost(self, operator: Operator, cause: str) -> None:
+        self.held.remove(operator.session_id)
+        self.lost.append((operator.session_id, cause))
+
+
+class Setting:
+    """A node, and a session that a consumer operates there."""
+
+    def __init__(self) -> None:
+        self.cluster = FakeCluster()
+        self.node = self.cluster.node("a")
+        self.operators = Operators(self.node, self.cluster.loop.call_later, budget=patient_budget())
+        self.consumer = Consumer(self.node.consumer(b"1"))
+        self.id = self.new()
+        self.operator = self.operators.begin(self.id, 1, self.consumer)
+
+    def new(self, **fields: Any) -> int:
+        new = op.New(THEME, consumer=self.consumer.name, **fields)
+        (created,) = self.cluster.do(new)
+        session_id: int = created.session_id
+        return session_id
+
+    def ask(self, operation: Operation) -> Answers:
+        """Have the operator do it."""
+        answers = Answers()
+        is_verdict = isinstance(operation, VERDICTS)
+        self.operator.ask(Step(encode(operation), answers, is_verdict, is_verdict))
+        return answers
+
+    def append(self, data: bytes = b"x", if_revision: int | None = None) -> Answers:
+        return self.ask(op.Append(self.id, 1, data, if_revision))
+
+    def session(self, session_id: int = 0) -> Session:
+        session = self.cluster.machine.session(session_id or self.id)
+        assert session is not None
+        return session
+
+    def operator_of(self, session_id: int) -> Operator:
+        operator = self.operators.operate(session_id, 1)
+        assert operator is not None
+        return operator
+
+    def phase(self, session_id: int = 0) -> Phase | None:
+        session = self.cluster.machine.session(session_id or self.id)
+        return None if session is None else session.phase
+
+
+@pytest.fixture
+def at() -> Setting:
+    return Setting()
+
+
+# The cycle
+
+
+def test_operations_are_done_one_after_the_other_each_when_the_one_before_is_answered(
+    at: Setting,
+) -> None:
+    first, second = at.append(b"1"), at.append(b"2")
+    assert (len(at.node.queue), at.operator.depth) == (1, 2)
+    at.node.commit()
+    assert (first, second) == ([2], [])
+    at.node.commit()
+    assert second == [3]
+    assert at.session().chunks == [b"1", b"2"]
+    assert at.operator.depth == 0
+
+
+def test_what_was_said_in_advance_is_skipped_after_a_failure(at: Setting) -> None:
+    refused = at.append(if_revision=9)
+    skipped = [at.append(), at.ask(op.Remove(at.id, 1))]
+    at.node.commit_all()
+    assert refused == [RevisionMismatch(at.id, 9, 1)]
+    assert skipped == [[SKIPPED], [SKIPPED]]
+    assert SKIPPED.outcome is Outcome.NOT_APPLIED
+    assert at.phase() is Phase.ACTIVE
+    assert at.append() == []
+    at.node.commit()  # whoever goes on after it is served as before
+    assert at.session().revision == 2
+
+
+@pytest.mark.parametrize("verdict", VERDICTS)
+def test_a_verdict_ends_the_operator_and_tells_its_consumer_so(
+    at: Setting, verdict: type[Any]
+) -> None:
+    answers = at.ask(verdict(at.id, 1))
+    at.node.commit()
+    assert len(answers) == 1
+    assert len(at.operators) == 0
+    assert (at.consumer.ended, at.consumer.lost, at.consumer.held) == ([at.id], [], set())
+
+
+def test_what_was_said_after_a_verdict_is_answered_by_the_cluster(at: Setting) -> None:
+    at.ask(op.Remove(at.id, 1))
+    late, later = at.append(), at.append()
+    at.node.commit_all()
+    assert (late, later) == ([SessionNotFound()], [SKIPPED])
+
+
+# When it goes wrong
+
+
+def test_a_failed_operation_is_the_consumers_to_judge_and_the_session_stays_its_own(
+    at: Setting,
+) -> None:
+    answers = at.append()
+    at.node.expire(was_sent=False)
+    assert answers == [TimedOut(was_sent=False, waited_ms=10)]
+    assert at.phase() is Phase.ACTIVE
+    assert at.operators.find(at.id) is at.operator
+    assert at.node.queue == []
+
+
+def test_a_verdict_of_unknown_outcome_is_tried_again_until_it_is_known(at: Setting) -> None:
+    answers = at.ask(op.Store(at.id, 1))
+    at.node.expire()
+    assert answers == [TimedOut(was_sent=True, waited_ms=10)]
+    at.cluster.loop.advance(0.1)
+    at.node.expire(was_sent=False)  # once more in vain
+    at.cluster.loop.advance(0.2)
+    assert len(at.node.queue) == 1
+    at.node.commit()  # applies the first one, and refuses the other
+    session = at.session()
+    assert (session.phase, session.revision, len(session.history)) == (Phase.STORED, 2, 1)
+    assert len(answers) == 1
+    assert len(at.operators) == 0
+    assert (at.consumer.ended, at.consumer.lost) == ([at.id], [])
+    at.cluster.loop.advance(60)
+    assert at.node.queue == []
+
+
+def test_a_verdict_that_certainly_was_not_done_is_the_consumers_again(at: Setting) -> None:
+    answers = at.ask(op.Remove(at.id, 1))
+    at.node.expire(was_sent=False)
+    at.cluster.loop.advance(60)
+    assert len(answers) == 1
+    assert at.node.queue == []
+    assert at.phase() is Phase.ACTIVE
+
+
+def test_what_follows_a_verdict_of_unknown_outcome_waits_until_that_is_known(at: Setting) -> None:
+    at.ask(op.Remove(at.id, 1))
+    at.node.expire()
+    late = at.append()
+    assert at.node.queue == []
+    at.cluster.loop.advance(0.1)
+    at.node.commit()
+    at.node.commit()
+    assert late == [SessionNotFound()]
+
+
+def test_an_insisting_operator_that_loses_its_session_answers_who_still_waits(at: Setting) -> None:
+    at.ask(op.Remove(at.id, 1, if_revision=5))
+    at.node.expire(was_sent=False)
+    at.ask(op.Remove(at.id, 1))
+    at.node.expire()
+    at.node.sent.clear()  # it never arrived
+    late = at.append()
+    at.cluster.do(op.Release(at.consumer.name, 10))
+    assert at.consumer.lost == [(at.id, "disconnected")]
+    at.cluster.loop.advance(0.1)
+    at.node.commit()
+    at.node.commit()
+    assert late == [LeaseLost(at.id, 1, 1)]
+    at.cluster.loop.advance(60)
+    assert (at.node.queue, at.cluster.loop.count) == ([], 0)
+
+
+def test_a_refusal_at_once_is_no_recursion(at: Setting) -> None:
+    at.node.refusal = Overloaded(200)
+    answers = [at.append() for _ in range(5000)]
+    assert all(one == [Overloaded(200)] for one in answers)
+
+
+def test_trials_are_spread_over_a_growing_time_with_an_end(at: Setting) -> None:
+    at.ask(op.Remove(at.id, 1))
+    at.node.expire()
+    at.node.sent.clear()
+    trials = []
+    while at.cluster.loop.time() < 300:
+        at.cluster.loop.advance(0.01)
+        if at.node.queue:
+            trials.append(at.cluster.loop.time())
+            at.node.expire(was_sent=False)
+    waited = [after - before for before, after in pairwise(trials)]
+    assert max(waited) <= BACKOFF_MAX_S + 0.02
+    assert len(trials) > 300 / BACKOFF_MAX_S
+    assert at.operators.retried == len(trials) + 1
+
+
+# When the session is another's, or nobody's
+
+
+def test_the_reaper_takes_a_session_and_its_consumer_hears_of_it(at: Setting) -> None:
+    at.cluster.loop.advance(DEFAULT_POLICY.lease_ms / 1000 + 1)
+    at.cluster.do(op.Store(at.id, 1, cause=Cause.STALE))
+    at.cluster.do(op.Store(at.id, 1, cause=Cause.STALE))
+    assert at.consumer.lost == [(at.id, "stale")]
+    assert (len(at.operators), at.operators.lost) == (0, 1)
+
+
+def test_a_session_that_ends_and_begins_within_one_batch_is_a_new_operators(at: Setting) -> None:
+    other = Consumer(b"other")
+    at.cluster.do(op.Store(at.id, 1, 0), op.Acquire((THEME,), 1, other.name))
+    assert at.consumer.lost == [(at.id, "requested")]
+    operator = at.operators.begin(at.id, 2, other)
+    at.cluster.do(op.Append(at.id, 2, b""))
+    assert at.operators.find(at.id) is operator
+    assert other.held == {at.id}
+
+
+def test_own_verdict_and_acquire_in_one_batch_end_one_operator_and_keep_the_other(
+    at: Setting,
+) -> None:
+    stored = at.ask(op.Store(at.id, 1, 0))
+    acquired = Answers()
+
+    def begin(result: Any) -> None:
+        acquired(result)
+        at.operators.begin(result[0].session_id, result[0].epoch, at.consumer)
+
+    at.node.submit(encode(op.Acquire((THEME,), 1, at.consumer.name)), begin)
+    at.node.commit()
+    assert len(stored) == 1
+    assert acquired == [(Acquired(at.id, 2, 3),)]
+    assert (at.consumer.ended, at.consumer.lost, at.consumer.held) == ([at.id], [], {at.id})
+    operator = at.operators.find(at.id)
+    assert operator is not None
+    assert operator.epoch == 2
+
+
+def test_a_new_state_ends_the_operators_whose_sessions_have_gone_on(at: Setting) -> None:
+    kept = at.new()
+    at.operators.begin(kept, 1, at.consumer)
+    watchers, at.node.watchers = at.node.watchers, []
+    at.cluster.do(op.Remove(at.id, 1))  # which this node never saw: it got a snapshot
+    at.node.watchers = watchers
+    at.node.on_installed()
+    assert at.consumer.lost == [(at.id, "removed")]
+    assert [one.session_id for one in at.operators] == [kept]
+
+
+def test_a_consumer_that_resumes_takes_the_operator_over_with_what_is_on_its_way(
+    at: Setting,
+) -> None:
+    answers = at.append()
+    other = Consumer(b"other")
+    assert at.operators.begin(at.id, 1, other) is at.operator
+    assert at.consumer.lost == [(at.id, "resumed")]
+    assert other.held == {at.id}
+    at.ask(op.Remove(at.id, 1))
+    at.node.commit_all()
+    assert answers == [2]
+    assert other.ended == [at.id]
+
+
+def test_an_older_epoch_never_replaces_a_newer_one(at: Setting) -> None:
+    at.cluster.do(op.Store(at.id, 1, 0), op.Acquire((THEME,)))
+    newer = at.operators.begin(at.id, 2, None)
+    assert at.operators.begin(at.id, 1, at.consumer) is newer
+    assert at.operators.operate(at.id, 1) is None
+    assert at.operators.operate(at.id, 2) is newer
+
+
+def test_whoever_shows_the_epoch_is_served_by_id_and_by_key(at: Setting) -> None:
+    keyed = at.new(key=b"k")
+    operator = at.operators.operate((THEME, b"k"), 1)
+    assert operator is not None
+    assert operator.session_id == keyed
+    assert at.operators.operate(keyed, 1) is operator
+    assert at.operators.operate((THEME, b"other"), 1) is None
+    assert at.operators.operate(999, 1) is None
+
+
+# What nobody works on
+
+
+def test_a_session_that_nobody_was_told_of_comes_back_at_once_and_costs_no_attempt(
+    at: Setting,
+) -> None:
+    (acquired,) = at.cluster.do(op.New(THEME, repeat_after_ms=0), op.Acquire((THEME,)))[1]
+    at.operators.give_back(acquired.session_id, acquired.epoch, "nobody")
+    at.node.commit()
+    session = at.session(acquired.session_id)
+    assert (session.phase, session.attempts) == (Phase.READY, 0)
+    assert at.operators.find(acquired.session_id) is None
+
+
+def test_what_somebody_holds_or_has_gone_on_is_not_given_back(at: Setting) -> None:
+    at.operators.give_back(at.id, 1, "nobody")
+    at.operators.give_back(at.id, 2, "nobody")
+    assert at.node.queue == []
+    assert at.consumer.held == {at.id}
+
+
+def test_giving_back_survives_the_failure_of_what_is_on_its_way(at: Setting) -> None:
+    refused, waiting = at.append(if_revision=9), at.append()
+    at.operator.store(Cause.FAILED, "its consumer is gone")
+    assert at.consumer.held == set()
+    assert waiting == [SKIPPED]
+    at.node.commit()
+    assert len(refused) == 1
+    at.node.expire()
+    at.cluster.loop.advance(0.1)
+    at.node.commit()
+    assert at.phase() is Phase.STORED
+    assert len(at.operators) == 0
+
+
+def test_release_stores_page_by_page_what_is_still_the_consumers(at: Setting) -> None:
+    ids = [at.new() for _ in range(RELEASE_PAGE + 5)]
+    resumed = ids[3]
+    at.cluster.do(op.Touch(resumed, 1, b"elsewhere"))
+    at.operators.release(at.consumer.name, Cause.DISCONNECTED, "gone")
+    assert at.operators.releasing == 1
+    at.node.commit()
+    assert at.operators.releasing == 1
+    at.node.commit()
+    assert at.operators.releasing == 0
+    assert {at.phase(one) for one in ids if one != resumed} == {Phase.STORED}
+    assert at.phase(resumed) is Phase.ACTIVE
+
+
+def test_release_goes_on_through_failures_and_within_the_clusters_limits(at: Setting) -> None:
+    at.cluster.do(op.SetLimits((("acquire_count", 1),)))
+    other = at.new()
+    at.operators.release(at.consumer.name, Cause.SHUTDOWN, "gone")
+    at.node.expire()
+    at.node.sent.clear()
+    at.cluster.loop.advance(0.3)
+    for _ in range(3):
+        at.node.commit()
+    assert at.operators.releasing == 0
+    assert (at.phase(), at.phase(other)) == (Phase.READY, Phase.READY)
+
+
+# Transactions
+
+
+def transact(at: Setting, *operations: Any) -> Answers:
+    answers = Answers()
+    shown = [(one.target, one.epoch) for one in operations if hasattr(one, "epoch")]
+    encoded = encode(op.Txn(tuple(operations)))
+    at.operators.transact(shown, encoded, answers, weight=len(operations))
+    return answers
+
+
+def test_a_transaction_has_its_place_in_the_order_of_each_session(at: Setting) -> None:
+    other = at.new()
+    first = at.append(b"1")
+    second = at.append(b"2")
+    done = transact(at, op.Append(at.id, 1, b"3"), op.Append(other, 1, b"3"))
+    third = at.append(b"4")
+    at.node.commit_all()
+    assert (first, second, done, third) == ([2], [3], [Done((4, 2))], [5])
+    assert at.session().data == b"1234"
+
+
+def test_the_verdicts_of_a_transaction_end_operators_as_any(at: Setting) -> None:
+    kept = at.new()
+    at.operators.begin(kept, 1, at.consumer)
+    at.cluster.do(op.SetPolicy(THEME, (("repeat_ms", 1000),)))
+    done = transact(at, op.Append(kept, 1, b"x"), op.Remove(at.id, 1), op.New(THEME))
+    late = at.append()
+    at.node.commit_all()
+    assert isinstance(done[0], Done)
+    assert (at.consumer.ended, at.consumer.lost, at.consumer.held) == ([at.id], [], {kept})
+    assert late == [SessionNotFound()]
+
+
+def test_a_transaction_is_skipped_by_a_failure_before_it_and_skips_what_is_behind_it(
+    at: Setting,
+) -> None:
+    other = at.new()
+    refused = at.append(if_revision=9)
+    skipped = transact(at, op.Append(other, 1, b"x"), op.Remove(at.id, 1))
+    operator = at.operator_of(other)
+    behind = Answers()
+    operator.ask(Step(encode(op.Append(other, 1, b"y")), behind, is_verdict=False, is_ending=False))
+    at.node.commit_all()
+    assert isinstance(refused[0], Failure)
+    assert skipped == [SKIPPED]
+    assert behind == [2]  # of the other session nothing has failed
+    failed = transact(at, op.Append(at.id, 1, b"x", 9), op.Append(other, 1, b"x"))
+    after = [at.append(), Answers()]
+    operator.ask(
+        Step(encode(op.Append(other, 1, b"y")), after[1], is_verdict=False, is_ending=False)
+    )
+    at.node.commit_all()
+    assert isinstance(failed[0], TxnAborted)
+    assert after == [[SKIPPED], [SKIPPED]]
+    assert (at.operator.depth, operator.depth) == (0, 0)
+
+
+def test_transactions_over_the_same_sessions_never_wait_for_each_other(at: Setting) -> None:
+    other = at.new()
+    at.append()
+    answers = [
+        transact(at, op.Append(at.id, 1, b"a"), op.Append(other, 1, b"a")),
+        transact(at, op.Append(other, 1, b"b"), op.Append(at.id, 1, b"b")),
+        transact(at, op.Append(other, 1, b"c"), op.Append(other, 1, b"c")),
+    ]
+    at.node.commit_all()
+    assert all(isinstance(one[0], Done) for one in answers)
+    assert at.session(other).data == b"abcc"
+
+
+def test_a_transaction_of_sessions_that_nobody_operates_goes_straight_on(at: Setting) -> None:
+    answers = transact(
+        at, op.New(THEME, b"k", repeat_after_ms=9), op.Append((THEME, b"k"), None, b"x")
+    )
+    at.node.commit()
+    assert isinstance(answers[0], Done)

@@ -1,0 +1,411 @@
+"""Every request and push over a real connection, to a cluster of one."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from api import requests as ask
+from api.security.tokens import new_token
+from api.websocket.frames import JSON
+from state import Failure, Operation, Phase, encode
+from state.operations import SetPolicy
+from tests.api.security.files import entry
+from tests.api.servers import HTTP, Running, server, until, with_tokens
+from tests.api.websocket.clients import PROTOCOLS, Client, connect
+
+THEME, OTHER = 7, 8
+HELD = frozenset({"code", "outcome", "retryable", "detail"})
+
+
+@pytest.fixture
+async def node(tmp_path: Path) -> AsyncIterator[Running]:
+    async with server(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+async def ws(node: Running) -> AsyncIterator[Client]:
+    async with connect(node) as client:
+        yield client
+
+
+def phase(node: Running, session_id: str) -> Phase | None:
+    session = node.front.gateway._machine.session(int(session_id, 16))  # noqa: SLF001 - as it is
+    return None if session is None else session.phase
+
+
+async def do(node: Running, operation: Operation) -> None:
+    done: asyncio.Future[Any] = asyncio.Future()
+    node.front.gateway.submit(encode(operation), done.set_result)
+    assert not isinstance(await done, Failure)
+
+
+# Beginning
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+async def test_hello_tells_where_it_is_and_what_may_be_sent(node: Running, protocol: str) -> None:
+    async with connect(node, protocol) as ws:
+        assert ws.socket.protocol == protocol
+        settings = node.front.settings
+        assert ws.hello == {
+            "push": "hello",
+            "node": "node-1",
+            "consumer": ws.hello["consumer"],
+            "frame_bytes": settings.websocket_frame_bytes,
+            "requests_in_flight": settings.websocket_requests_in_flight,
+            "unread_bytes": settings.websocket_send_buffer_bytes,
+        }
+
+
+# Requests
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+async def test_a_whole_life(node: Running, protocol: str) -> None:
+    data: Any = "c2hpcCBpdA==" if protocol == JSON else b"ship it"
+    async with connect(node, protocol) as ws:
+        created = await ws.ask("new", theme=THEME, key="order-1", data=data)
+        session_id = created["id"]
+        assert created == {
+            "seq": 1,
+            "id": session_id,
+            "epoch": 1,
+            "revision": 1,
+            "created": True,
+        }
+        held = {"id": session_id, "epoch": 1}
+        assert await ws.ask("append", **held, text="; packed") == {"seq": 2, "revision": 2}
+        assert await ws.ask("replace", **held, text="shipped") == {"seq": 3, "revision": 3}
+        assert await ws.ask("touch", **held) == {"seq": 4, "revision": 3}
+        assert await ws.ask("heartbeat") == {"seq": 5, "held": 1}
+        stored = await ws.ask("store", **held, repeat_after=60, cause="failed", reason="shut")
+        assert (stored["revision"], stored["parked"]) == (4, False)
+        answer = await ws.ask("take", theme=THEME, key="order-1")
+        session = answer["session"]
+        assert (session["epoch"], session["attempts"], session["phase"]) == (2, 2, "active")
+        assert session["history"][0]["cause"] == "failed"
+        assert session["chunks"] == (["c2hpcHBlZA=="] if protocol == JSON else [b"shipped"])
+        held["epoch"] = 2
+        assert await ws.ask("park", **held, reason="why") == {"seq": 8, "revision": 6}
+        unparked = await ws.ask("unpark", id=session_id)
+        assert unparked["revision"] == 7
+        (again,) = (await ws.ask("acquire", themes=[THEME]))["sessions"]
+        assert (again["id"], again["epoch"], again["attempts"]) == (session_id, 3, 1)
+        assert await ws.ask("remove", id=session_id, epoch=3) == {"seq": 11, "revision": 8}
+        assert (await ws.error("get", id=session_id))["code"] == "session_not_found"
+    assert len(node.front.operators) == 0
+
+
+async def test_errors_tell_what_happened_and_what_may_be_done(ws: Client) -> None:
+    created = await ws.ask("new", theme=THEME, key="k")
+    error = await ws.error("new", theme=THEME, key="k")
+    assert error == {
+        "code": "key_conflict",
+        "outcome": "not_applied",
+        "retryable": False,
+        "detail": "the key is held by a session that is active",
+        "holder": created["id"],
+        "phase": "active",
+    }
+    error = await ws.error("append", id=created["id"], epoch=7, text="x")
+    assert (error["code"], error["current_epoch"]) == ("lease_lost", 1)
+    error = await ws.error("append", id=created["id"], epoch=1, text="x", if_revision=9)
+    assert (error["code"], error["current"]) == ("revision_mismatch", 1)
+    error = await ws.error("txn", operations=[{"op": "remove", "id": created["id"], "epoch": 9}])
+    assert (error["code"], error["position"]) == ("txn_aborted", 0)
+    assert error["cause"]["code"] == "lease_lost"
+
+
+NONSENSE: list[tuple[str, dict[str, Any]]] = [
+    ("fly", {}),
+    ("new", {}),
+    ("new", {"theme": 1, "colour": "red"}),
+    ("new", {"theme": 1, "text": "a", "data": "YQ=="}),
+    ("append", {"text": "x"}),
+    ("append", {"id": "1", "theme": 1, "key": "k"}),
+    ("append", {"id": "0x"}),
+    ("store", {"id": "1", "repeat_after": -1}),
+    ("touch", {"id": "1"}),
+    ("acquire", {"themes": []}),
+    ("acquire", {"themes": [1], "idempotency_key": "k"}),
+    ("get", {"id": "1", "consistency": "maybe"}),
+    ("get", {"id": "1", "idempotency_key": "k"}),
+    ("heartbeat", {"idempotency_key": "k"}),
+    ("credit", {"themes": [1], "idempotency_key": "k"}),
+    ("resume", {"sessions": [{"id": "1", "epoch": 1}], "idempotency_key": "k"}),
+    ("resume", {"sessions": [{"id": "1"}]}),
+    ("txn", {"operations": [{"op": "get", "id": "1"}]}),
+    ("txn", {"operations": [{"op": "new", "theme": 1, "seq": 1}]}),
+]
+
+
+async def test_what_makes_no_sense_is_refused_and_the_connection_goes_on(ws: Client) -> None:
+    for op, fields in NONSENSE:
+        error = await ws.error(op, **fields)
+        assert error.pop("detail")
+        assert error == {"code": "bad_request", "outcome": "not_applied", "retryable": False}, op
+        assert (await ws.ask("heartbeat"))["held"] == 0
+
+
+async def test_requests_of_one_session_keep_their_order_and_stop_at_a_failure(ws: Client) -> None:
+    created = await ws.ask("new", theme=THEME, key="k")
+    held = {"id": created["id"], "epoch": 1}
+    by_key = {"theme": THEME, "key": "k", "epoch": 1}
+    answers = await ws.ask_all(
+        ws.request("append", **held, text="1"),
+        ws.request("append", **by_key, text="2"),
+        ws.request("txn", operations=[{"op": "append", **held, "text": "3"}]),
+        ws.request("append", **held, text="4"),
+        ws.request("append", **held, text="5", if_revision=1),
+        ws.request("remove", **held),
+    )
+    assert [one.get("revision") for one in answers] == [2, 3, None, 5, None, None]
+    assert answers[4]["error"]["code"] == "revision_mismatch"
+    assert answers[5]["error"]["code"] == "skipped"
+    session = (await ws.ask("get", id=created["id"]))["session"]
+    assert session["chunks"] == ["MQ==", "Mg==", "Mw==", "NA=="]
+
+
+async def test_many_requests_in_one_frame_are_all_answered(node: Running, ws: Client) -> None:
+    requests = [ws.request("new", theme=THEME, repeat_after=0) for _ in range(5000)]
+    answers = await ws.ask_all(*requests)
+    assert len({one["id"] for one in answers}) == 5000
+    assert node.front.websockets.requests[ask.New] == 5000
+
+
+async def test_own_verdicts_are_no_losses_however_they_are_given(ws: Client) -> None:
+    ids = [(await ws.ask("new", theme=THEME, key=f"k{n}"))["id"] for n in range(4)]
+    await ws.ask("remove", id=ids[0], epoch=1)
+    await ws.ask("remove", theme=THEME, key="k1", epoch=1)
+    await ws.ask(
+        "txn",
+        operations=[
+            {"op": "remove", "id": ids[2], "epoch": 1},
+            {"op": "store", "theme": THEME, "key": "k3", "epoch": 1},
+        ],
+    )
+    assert (await ws.ask("heartbeat"))["held"] == 0
+    await ws.idle()
+    assert ws.pushes == []
+
+
+async def test_what_a_transaction_gives_is_the_consumers(node: Running, ws: Client) -> None:
+    stored = await ws.ask("new", theme=THEME, repeat_after=60)
+    done = await ws.ask(
+        "txn", operations=[{"op": "new", "theme": OTHER}, {"op": "take", "id": stored["id"]}]
+    )
+    created, taken = done["results"]
+    assert (created["epoch"], taken["epoch"]) == (1, 1)
+    assert {one.session_id for one in node.front.operators} == {
+        int(created["id"], 16),
+        int(taken["id"], 16),
+    }
+    assert (await ws.ask("heartbeat"))["held"] == 2
+
+
+async def test_reading(ws: Client) -> None:
+    created = await ws.ask("new", theme=THEME, key="k", text="x")
+    by_key = await ws.ask("get", theme=THEME, key="k")
+    stale = await ws.ask("get", id=created["id"], consistency="stale")
+    assert by_key["session"] == stale["session"]
+    assert by_key["session"]["chunks"] == ["eA=="]
+
+
+# Idempotency keys
+
+
+async def test_a_key_makes_a_request_the_same_over_another_connection(node: Running) -> None:
+    async with connect(node) as first, connect(node) as second:
+        request = {"theme": THEME, "text": "x", "idempotency_key": "a"}
+        created = await first.ask("new", **request)
+        again = await second.ask("new", **request)
+        assert {**again, "seq": 0} == {**created, "seq": 0}
+        # It is the second one's now, and the first one hears so.
+        lost = await first.push("lease_lost")
+        assert lost == {"push": "lease_lost", "id": created["id"], "epoch": 1, "cause": "resumed"}
+        assert (await first.ask("heartbeat"))["held"] == 0
+        assert (await second.ask("heartbeat"))["held"] == 1
+        verdict = {"id": created["id"], "epoch": 1, "idempotency_key": "b"}
+        removed = await second.ask("remove", **verdict)
+        assert (await first.ask("remove", **verdict))["revision"] == removed["revision"]
+        assert (await first.ask("new", **request))["id"] == created["id"]
+        error = await first.error("new", theme=OTHER, text="x", idempotency_key="a")
+        assert error["code"] == "idempotency_mismatch"
+
+
+async def test_taking_twice_with_a_key_is_taking_once(node: Running) -> None:
+    async with connect(node) as first, connect(node) as second:
+        stored = await first.ask("new", theme=THEME, repeat_after=60)
+        request = {"id": stored["id"], "idempotency_key": "a"}
+        taken = await first.ask("take", **request)
+        again = await second.ask("take", **request)
+        assert again["session"]["epoch"] == taken["session"]["epoch"] == 1
+        assert (await second.ask("heartbeat"))["held"] == 1
+        await second.ask("store", id=stored["id"], epoch=1, repeat_after=0)
+        await second.ask("acquire", themes=[THEME])
+        error = await first.error("take", **request)
+        assert (error["code"], error["epoch"], error["current_epoch"]) == ("lease_lost", 1, 2)
+
+
+# Waiting, pushing
+
+
+async def test_acquiring_waits_and_answers_nothing_when_nothing_comes(ws: Client) -> None:
+    assert (await ws.ask("acquire", themes=[THEME]))["sessions"] == []
+    assert (await ws.ask("acquire", themes=[THEME], wait=0.05))["sessions"] == []
+    waiting = ws.request("acquire", themes=[THEME, OTHER], count=2, wait=10)
+    await ws.send(waiting)
+    stored = await ws.ask("new", theme=OTHER, repeat_after=0)
+    (session,) = (await ws.answer(waiting["seq"]))["sessions"]
+    assert (session["id"], session["epoch"]) == (stored["id"], 1)
+
+
+async def test_credit_lets_sessions_be_pushed_and_no_more_than_that(ws: Client) -> None:
+    for _ in range(5):
+        await ws.ask("new", theme=THEME, repeat_after=0)
+    await ws.ask("credit", themes=[THEME], count=2)
+    first = [await ws.push("session") for _ in range(2)]
+    await ws.idle()
+    assert ws.pushes == []
+    await ws.ask("credit", themes=[THEME], count=1)
+    await ws.push("session")
+    await ws.ask("credit", themes=[THEME], count=10)
+    for _ in range(2):
+        await ws.push("session")
+    stored = await ws.ask("new", theme=THEME, repeat_after=0)
+    assert (await ws.push("session"))["session"]["id"] == stored["id"]
+    assert (await ws.ask("heartbeat"))["held"] == 6
+    assert first[0]["session"]["epoch"] == 1
+
+
+async def test_credit_for_other_themes_begins_anew_and_none_ends_it(ws: Client) -> None:
+    await ws.ask("credit", themes=[THEME], count=5)
+    await ws.ask("credit", themes=[OTHER], count=1)
+    await ws.ask("new", theme=THEME, repeat_after=0)
+    other = await ws.ask("new", theme=OTHER, repeat_after=0)
+    assert (await ws.push("session"))["session"]["id"] == other["id"]
+    await ws.ask("credit", themes=[OTHER], count=5)
+    await ws.ask("credit", themes=[], count=5)
+    await ws.ask("new", theme=OTHER, repeat_after=0)
+    await ws.idle()
+    assert ws.pushes == []
+
+
+# Losing
+
+
+async def test_a_session_that_ends_for_another_reason_is_told_at_once(node: Running) -> None:
+    async with connect(node) as ws, connect(node) as other:
+        created = await ws.ask("new", theme=THEME)
+        await other.ask("resume", sessions=[{"id": created["id"], "epoch": 1}])
+        lost = await ws.push("lease_lost")
+        assert (lost["id"], lost["cause"]) == (created["id"], "resumed")
+
+
+async def test_a_session_without_progress_is_lost_in_spite_of_heartbeats(
+    node: Running, ws: Client
+) -> None:
+    await do(node, SetPolicy(THEME, (("lease_ms", 400), ("progress_ms", 500))))
+    created = await ws.ask("new", theme=THEME)
+    lost = await ws.push("lease_lost")
+    assert (lost["id"], lost["epoch"], lost["cause"]) == (created["id"], 1, "stale")
+    error = await ws.error("append", id=created["id"], epoch=1, text="late")
+    assert error["code"] == "lease_lost"
+
+
+async def test_heartbeats_keep_a_session_for_many_leases(node: Running, ws: Client) -> None:
+    await do(node, SetPolicy(THEME, (("lease_ms", 400),)))
+    created = await ws.ask("new", theme=THEME)
+    await ws.idle(2)  # it answers pings, and does nothing else
+    assert (await ws.ask("append", id=created["id"], epoch=1, text="x"))["revision"] == 2
+    assert ws.pushes == []
+
+
+# Who may what
+
+
+async def test_scopes_and_themes_hold_for_every_request(tmp_path: Path) -> None:
+    reader, worker, all_themes = new_token(), new_token(), new_token()
+    tokens = entry(reader, "reader", '["read"]') + entry(
+        worker, "worker", '["operate"]', f"themes = [{THEME}]"
+    )
+    tokens += entry(all_themes, "all", '["operate"]')
+    async with (
+        server(tmp_path, tokens=tokens) as node,
+        connect(node, token=reader) as reading,
+        connect(node, token=worker) as working,
+        connect(node, token=all_themes) as anything,
+    ):
+        own = await working.ask("new", theme=THEME)
+        foreign = await anything.ask("new", theme=OTHER)
+        assert (await reading.ask("get", id=own["id"]))["session"]["id"] == own["id"]
+        for op, fields in (
+            ("new", {"theme": THEME}),
+            ("append", {"id": own["id"], "epoch": 1, "text": "x"}),
+            ("acquire", {"themes": [THEME]}),
+            ("take", {"id": own["id"]}),
+            ("credit", {"themes": [THEME]}),
+            ("resume", {"sessions": [{"id": own["id"], "epoch": 1}]}),
+            ("txn", {"operations": [{"op": "new", "theme": THEME}]}),
+        ):
+            assert (await reading.error(op, **fields))["code"] == "forbidden", op
+        target = {"id": foreign["id"], "epoch": 1}
+        for op, fields in (
+            ("new", {"theme": OTHER}),
+            ("append", {**target, "text": "x"}),
+            ("remove", target),
+            ("get", {"id": foreign["id"]}),
+            ("acquire", {"themes": [THEME, OTHER]}),
+            ("credit", {"themes": [OTHER]}),
+            ("take", {"theme": OTHER, "key": "k"}),
+            ("txn", {"operations": [{"op": "new", "theme": THEME}, {"op": "remove", **target}]}),
+        ):
+            assert (await working.error(op, **fields))["code"] == "forbidden", op
+        (resumed,) = (await working.ask("resume", sessions=[target]))["sessions"]
+        assert resumed["error"]["code"] == "session_not_found"
+        assert (await working.ask("append", id=own["id"], epoch=1, text="x"))["revision"] == 2
+        assert (await working.error("append", id="999", epoch=1))["code"] == "session_not_found"
+
+
+async def test_a_token_that_is_taken_away_ends_the_connection(tmp_path: Path) -> None:
+    token, other = new_token(), new_token()
+    http = replace(HTTP, ping_ms=100)
+    async with server(tmp_path, http=http, tokens=entry(token)) as node:
+        async with connect(node, token=token) as ws:
+            created = await ws.ask("new", theme=THEME)
+            with_tokens(http, tmp_path, entry(other))
+            node.server.reload()
+            closed = await ws.closed()
+            assert (closed.code, "token" in closed.reason) == (3000, True)
+        await until(lambda: not node.front.connections)
+        # It may come back with another token, within its lease.
+        assert phase(node, created["id"]) is Phase.ACTIVE
+        async with connect(node, token=other) as ws:
+            held = {"id": created["id"], "epoch": 1}
+            (resumed,) = (await ws.ask("resume", sessions=[held]))["sessions"]
+            assert resumed == {**held, "revision": 1}
+
+
+async def test_a_token_that_may_less_than_before_may_less_at_once(tmp_path: Path) -> None:
+    token = new_token()
+    http = replace(HTTP, ping_ms=100)
+    async with (
+        server(tmp_path, http=http, tokens=entry(token)) as node,
+        connect(node, token=token) as ws,
+    ):
+        await ws.ask("credit", themes=[OTHER], count=5)
+        with_tokens(http, tmp_path, entry(token, "worker", '["operate"]', "themes = [7]"))
+        node.server.reload()
+        answer: dict[str, Any] = {}
+        for _ in range(100):
+            answer = await ws.ask("new", theme=OTHER, repeat_after=60)
+            if "error" in answer:
+                break
+            await asyncio.sleep(0.02)
+        assert answer["error"]["code"] == "forbidden"
+        await until(lambda: len(node.front.waiters) == 0)
