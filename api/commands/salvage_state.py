@@ -1,0 +1,265 @@
+"""Reads what is left of a damaged checkpoint.
+
+SQLite has no checksums, only an integrity check of its own structure, and a checkpoint has a digest
+over the whole state. If pages cannot be read, the sessions on others can; a session that has lost
+some of its chunks is parked, for a person to look at. If all can be read and the digest is another,
+some record is not what was written, and nobody can say which.
+"""
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from api.commands.disk import settled
+from cluster.storage.state_reading import connect
+from cluster.storage.state_schema import TABLE_BY_KIND, Row, Table
+from state import FIELDS, LAYOUT_VERSION, LIMITS, Cause, Item, Loader, Phase, layout
+from state.errors import DamagedStateError
+from state.limits import LIMIT_RANGES, TIME_MAX_MS
+from state.policy import DEFAULT_POLICY, POLICY_RANGES
+from state.records import META, RECEIPT, SESSION, THEME
+
+# Probes for rows behind a page that cannot be read: bounds the time.
+PROBES_MAX = 50_000
+
+_ID_MAX = 2**63 - 1
+
+
+@dataclass(slots=True)
+class Rows:
+    """What can be read of a damaged checkpoint, as items that are right each by itself."""
+
+    cluster_id: str | None = None
+    applied: tuple[int, int] | None = None  # index and term, if it says so
+    meta: Item | None = None
+    themes: list[Item] = field(default_factory=list)
+    receipts: list[Item] = field(default_factory=list)
+    sessions: list[Item] = field(default_factory=list)
+    parked: int = 0  # that have lost chunks
+    problems: list[str] = field(default_factory=list)
+
+
+def scan_checkpoint(path: Path) -> Rows:
+    """Read the rows that can be read. Raises `DiskError`."""
+    rows = Rows()
+    with settled(path) as file:
+        try:
+            connection = connect(os.fspath(file), "mode=ro&immutable=1")
+        except sqlite3.Error as error:
+            rows.problems.append(f"{path} is no database: {error}")
+            return rows
+        with contextlib.closing(connection):
+            _Salvage(connection, rows).run()
+    return rows
+
+
+class _Salvage:
+    """Reads one database."""
+
+    def __init__(self, connection: sqlite3.Connection, rows: Rows) -> None:
+        self._connection = connection
+        self._rows = rows
+        self._probes = 0
+
+    def run(self) -> None:
+        rows = self._rows
+        for row in self._all("cluster", "cluster_id, applied_index, applied_term", "what it is of"):
+            cluster_id, index, term = row
+            if isinstance(cluster_id, str):
+                rows.cluster_id = cluster_id
+            if isinstance(index, int) and isinstance(term, int) and min(index, term) >= 0:
+                rows.applied = (index, term)
+        metas = self._items(TABLE_BY_KIND[META], "the clock and the counters")
+        themes = self._items(TABLE_BY_KIND[THEME], "themes and their policies")
+        receipts = self._items(TABLE_BY_KIND[RECEIPT], "idempotency keys")
+        sessions = list(self._sessions())
+        rows.meta = _sound_meta(metas, sessions, rows.problems)
+        self._judge(rows.meta, themes, receipts, sessions)
+
+    # Rows
+
+    def _all(self, table: str, columns: str, what: str) -> list[Row]:
+        """All rows of a small table, as far as they can be read."""
+        found: list[Row] = []
+        sql = f"SELECT {columns} FROM {table}"  # noqa: S608 - names of ours
+        try:
+            with contextlib.closing(self._connection.execute(sql)) as cursor:
+                found.extend(cursor)
+        except (sqlite3.Error, UnicodeDecodeError) as error:
+            self._rows.problems.append(f"{what} cannot be read, or not to the end: {error}")
+        return found
+
+    def _items(self, table: Table, what: str) -> list[Item]:
+        columns = ", ".join(FIELDS[table.kind])
+        return [
+            item
+            for row in self._all(table.name, columns, what)
+            if (item := self._item(table, row)) is not None
+        ]
+
+    def _item(self, table: Table, row: Row) -> Item | None:
+        try:
+            fields = table.fields_of(row)
+            return Item(table.kind, table.identity(fields), fields)
+        except Exception as error:  # noqa: BLE001 - rows may be anything
+            self._rows.problems.append(f"a row of {table.name} makes no sense: {error}")
+            return None
+
+    def _sessions(self) -> Iterator[Item]:
+        table = TABLE_BY_KIND[SESSION]
+        columns = ", ".join(FIELDS[SESSION])
+        sql = (
+            f"SELECT {columns} FROM {table.name} "  # noqa: S608 - names of ours
+            "WHERE session_id >= ? ORDER BY session_id"
+        )
+        for row in self._around_damage(sql):
+            item = self._item(table, row)
+            if item is None:
+                continue
+            chunks = self._chunks(row[0])
+            if list(chunks) == list(range(row[-1])):
+                yield item._replace(chunks=tuple(chunks.values()))
+            else:
+                yield self._with_lost(item, chunks)
+
+    def _chunks(self, stored_id: int) -> dict[int, bytes]:
+        """The chunks of a session by their positions."""
+        found: dict[int, bytes] = {}
+        sql = "SELECT position, data FROM chunks WHERE session_id = ? ORDER BY position"
+        try:
+            with contextlib.closing(self._connection.execute(sql, (stored_id,))) as cursor:
+                found.update(one for one in cursor if isinstance(one[1], bytes))
+        except (sqlite3.Error, UnicodeDecodeError):
+            pass  # it is told of the session
+        return found
+
+    def _with_lost(self, item: Item, chunks: dict[int, bytes]) -> Item:
+        """A session of which chunks are missing: parked, with those that are there."""
+        fields = dict(zip(FIELDS[SESSION], item.fields or (), strict=True))
+        lost = f"{len(chunks)} of {fields['chunk_count']} chunks are left"
+        self._rows.problems.append(f"session {fields['session_id']:x}: {lost}; it is parked")
+        self._rows.parked += 1
+        fields |= {
+            "phase": int(Phase.PARKED),
+            "lease_ms": 0,
+            "progress_ms": 0,
+            "consumer_id": None,
+            "history": (*fields["history"], _entry(fields, f"recovered: {lost}")),
+            "chunk_count": len(chunks),
+        }
+        return item._replace(fields=tuple(fields.values()), chunks=tuple(chunks.values()))
+
+    def _around_damage(self, sql: str) -> Iterator[Row]:
+        """Rows by their ids, before and behind pages that cannot be read."""
+        start: int | None = 0
+        while start is not None:
+            try:
+                with contextlib.closing(self._connection.execute(sql, (start,))) as cursor:
+                    for row in cursor:
+                        yield row
+                        start = row[0] + 1
+            except (sqlite3.Error, UnicodeDecodeError):
+                behind = self._behind(sql, start)
+                until = "the end" if behind is None else f"{behind:x}"
+                self._rows.problems.append(f"sessions from {start:x} to {until} cannot be read")
+                start = behind
+            else:
+                return
+
+    def _behind(self, sql: str, start: int) -> int | None:
+        """Where rows can be read again: ever longer steps, then back to where it begins."""
+        step = 1
+        while not self._can_read(sql, start + step):
+            step *= 2
+            if start + step > _ID_MAX or self._probes > PROBES_MAX:
+                return None
+        bad, good = start + step // 2, start + step
+        while good - bad > 1:
+            middle = (bad + good) // 2
+            if self._can_read(sql, middle):
+                good = middle
+            else:
+                bad = middle
+        return good
+
+    def _can_read(self, sql: str, start: int) -> bool:
+        self._probes += 1
+        try:
+            self._connection.execute(f"{sql} LIMIT 1", (start,)).fetchall()
+        except (sqlite3.Error, UnicodeDecodeError):
+            return False
+        return True
+
+    # What of it makes sense
+
+    def _judge(
+        self, meta: Item, themes: list[Item], receipts: list[Item], sessions: Iterable[Item]
+    ) -> None:
+        rows = self._rows
+        rows.themes = [one for one in themes if self._is_sound(meta, one)]
+        rows.receipts = [one for one in receipts if self._is_sound(meta, one)]
+        known = {one.identity: one for one in rows.themes}
+        keys: set[tuple[int, bytes]] = set()
+        for item in sessions:
+            fields = dict(zip(FIELDS[SESSION], item.fields or (), strict=True))
+            fields["consumer_id"] = None
+            theme_id, key = fields["theme_id"], fields["key"]
+            sound = item._replace(fields=tuple(fields.values()))
+            theme = known.get(theme_id) or _default_theme(theme_id)
+            if theme is None or not self._is_sound(meta, theme, sound):
+                continue
+            if key is not None and (theme_id, key) in keys:
+                rows.problems.append(
+                    f"session {fields['session_id']:x}: its key is held by another"
+                )
+                continue
+            if theme_id not in known:
+                known[theme_id] = theme
+                rows.themes.append(theme)
+            if key is not None:
+                keys.add((theme_id, key))
+            rows.sessions.append(sound)
+
+    def _is_sound(self, *items: Item) -> bool:
+        """Whether a state could have these items, of which the last is in question."""
+        try:
+            Loader().feed(items)
+        except DamagedStateError as error:
+            self._rows.problems.append(f"it is left out: {error}")
+            return False
+        return True
+
+
+def _entry(fields: dict[str, Any], reason: str) -> tuple[int, str, int, int, int]:
+    at_ms = fields["updated_ms"]
+    return (int(Cause.PARKED), reason, 1, at_ms, at_ms)
+
+
+def _default_theme(theme_id: object) -> Item | None:
+    if not isinstance(theme_id, int):
+        return None
+    policy = tuple(getattr(DEFAULT_POLICY, name) for name in POLICY_RANGES)
+    return Item(THEME, theme_id, (theme_id, policy, False, 0))
+
+
+def _sound_meta(metas: list[Item], sessions: list[Item], problems: list[str]) -> Item:
+    """What the checkpoint says of its clock and counters, or what follows from its sessions."""
+    for meta in metas:
+        try:
+            Loader().feed([meta])
+        except DamagedStateError as error:
+            problems.append(f"the clock and the counters make no sense: {error}")
+        else:
+            return meta
+    columns = [dict(zip(FIELDS[SESSION], one.fields or (), strict=True)) for one in sessions]
+    times = [one[name] for one in columns for name in ("created_ms", "updated_ms", "touched_ms")]
+    now_ms = max((one for one in times if isinstance(one, int) and one <= TIME_MAX_MS), default=0)
+    ids = [one.identity for one in sessions if isinstance(one.identity, int)]
+    last_id = max(ids, default=0)
+    limits = tuple((name, getattr(LIMITS, name)) for name in LIMIT_RANGES)
+    problems.append("the clock and the counters are what follows from the sessions")
+    return layout.meta((LAYOUT_VERSION, 0, 0, max(now_ms, 0), (0, 0), last_id, 0, limits))
