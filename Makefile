@@ -28,12 +28,11 @@ $(STAMP): pyproject.toml
 .PHONY: venv
 venv: $(STAMP) ## Make the virtual environment and install everything into it
 
+# CHAOS=1 kills and pauses nodes now and then.
+CHAOS ?=
 .PHONY: run
-run: $(STAMP) ## Start three nodes, and show what they do and how fast
-	@echo "There is no server to run yet; it comes with a later version."
-	@echo "This starts what exists, a cluster of three nodes, and puts it under load:"
-	@echo
-	@$(BIN)/python -m benchmarks.cluster --quick || test $$? -eq 3  # 3: a goal was missed
+run: $(STAMP) ## Start three nodes, deliver webhooks with them, serve until Ctrl-C
+	@$(BIN)/python -m examples.webhooks $(if $(CHAOS),--chaos)
 
 .PHONY: test
 test: lint ## Lint, then run the tests
@@ -70,9 +69,10 @@ docs: $(STAMP) ## Write the generated pages of docs/ anew
 	$(BIN)/python -m docs.generate
 
 .PHONY: bench
-bench: $(STAMP) ## Measure the state machine and a cluster of three nodes
+bench: $(STAMP) ## Measure the state machine, a cluster, and its front end
 	$(BIN)/python -m benchmarks.state_machine
 	$(BIN)/python -m benchmarks.cluster
+	$(BIN)/python -m benchmarks.front_end
 
 .PHONY: clean
 clean: ## Remove what the other targets made, the virtual environment too

@@ -1,0 +1,1 @@
+"""Small applications that use Ritornello as its users do: over its public interface."""

@@ -1,0 +1,103 @@
+"""The receiver: somebody else's server, as they are. A process of its own.
+
+It drops connections before and after it has taken a delivery, takes its time, answers 500, and
+refuses some keys for good until somebody repairs it (`POST /repair`). It knows better than most who
+delivers: it remembers the newest session and epoch that it saw for a key, and refuses older ones;
+that is what fencing numbers are for. What it took it writes to a journal, which the report reads.
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import zlib
+from pathlib import Path
+
+from aiohttp import web
+
+POISONED_PART = 40  # one key of so many
+
+
+def is_poisoned(key: str) -> bool:
+    """Whether it refuses a key until it is repaired."""
+    return zlib.crc32(key.encode()) % POISONED_PART == 0
+
+
+class Receiver:
+    """What it took, and how it fails."""
+
+    def __init__(self, journal: Path, seed: int, trouble: float) -> None:
+        """`trouble` is the part of deliveries that go wrong, from 0 to 1."""
+        self._journal = journal.open("a", encoding="utf-8", buffering=1)
+        self._random = random.Random(seed)  # noqa: S311 - trouble that can be repeated
+        self._trouble = trouble
+        self._newest: dict[str, tuple[int, int]] = {}  # key -> session and epoch
+        self._is_repaired = False
+
+    def app(self) -> web.Application:
+        """Its server."""
+        app = web.Application()
+        app.router.add_post("/deliver", self._deliver)
+        app.router.add_post("/repair", self._repair)
+        return app
+
+    async def _deliver(self, request: web.Request) -> web.Response:
+        event = await request.json()
+        headers = request.headers
+        who = {name: headers[f"Webhook-{name}"] for name in ("Worker", "Session", "Epoch")}
+        place = int(who["Session"], 16), int(who["Epoch"])
+        key = event["key"]
+        if place < self._newest.get(key, (0, 0)):
+            return web.Response(status=409, text="a newer operator has delivered already")
+        self._newest[key] = place
+        if is_poisoned(key) and not self._is_repaired:
+            return web.Response(status=422, text="this cannot be taken")
+        trouble = self._random.random() / self._trouble if self._trouble else 1.0
+        if trouble < 0.3:  # noqa: PLR2004 - a part of the trouble
+            return _drop(request)
+        if trouble < 0.6:  # noqa: PLR2004
+            return web.Response(status=500, text="not now")
+        if trouble < 0.8:  # noqa: PLR2004
+            await asyncio.sleep(self._random.uniform(0.2, 2.0))
+            if place < self._newest[key]:  # whoever asked has given up, and another one came
+                return web.Response(status=409, text="a newer operator has delivered meanwhile")
+        self._journal.write(json.dumps({**event, **who}) + "\n")
+        if 0.8 <= trouble < 1:  # noqa: PLR2004
+            return _drop(request)  # taken, but nobody is told
+        return web.Response(text="taken")
+
+    async def _repair(self, _request: web.Request) -> web.Response:
+        self._is_repaired = True
+        self._trouble = 0.0
+        return web.Response(text="repaired")
+
+
+def _drop(request: web.Request) -> web.Response:
+    """End the connection; the answer reaches nobody."""
+    if request.transport is not None:
+        request.transport.abort()
+    return web.Response(status=500)
+
+
+async def _serve(receiver: Receiver, port: int) -> None:
+    runner = web.AppRunner(receiver.app(), access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    print(json.dumps({"port": runner.addresses[0][1]}), flush=True)
+    await asyncio.Event().wait()
+
+
+def main() -> None:
+    """Serve until the process is ended."""
+    parser = argparse.ArgumentParser(description="A receiver of webhooks that fails a lot.")
+    parser.add_argument("--journal", type=Path, required=True, help="what it took is written here")
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--trouble", type=float, default=0.3, help="part of deliveries that fail")
+    arguments = parser.parse_args()
+    receiver = Receiver(arguments.journal, arguments.seed, arguments.trouble)
+    asyncio.run(_serve(receiver, arguments.port))
+
+
+if __name__ == "__main__":
+    main()
