@@ -120,65 +120,69 @@ class Connection:
 
     async def _read(self) -> None:
         receive, consumer = self._socket.receive, self._consumer
+        service, out = self._service, self._out
+        requests_max = self._settings.websocket_requests_in_flight
+        unread_bytes_max = self._settings.websocket_send_buffer_bytes
         while True:
             message: WSMessage = await receive()
             if self._is_ending:
                 return
             consumer.was_heard = True
-            match message.type:
-                case WSMsgType.BINARY | WSMsgType.TEXT:
-                    await self._take(message)
-                case WSMsgType.PING:
-                    self._out.pong(message.data)
-                case WSMsgType.PONG:
-                    pass
-                case WSMsgType.CLOSE:
-                    self._code = message.data
-                    if self._code in _CLEAN:
-                        self._consumer.leave(Cause.DISCONNECTED, "its consumer disconnected")
+            kind = message.type
+            if kind is not WSMsgType.BINARY and kind is not WSMsgType.TEXT:
+                if self._is_last(message):
                     return
-                case WSMsgType.ERROR:
-                    if isinstance(message.data, WebSocketError):
-                        self._code = message.data.code
-                        self._consumer.leave(Cause.FAILED, "its consumer broke the protocol")
-                    return
-                case _:
-                    return
+                continue
+            at_once = _AT_ONCE
+            for request in self._requests_of(message):
+                service.handle(request)
+                while (
+                    service.in_flight >= requests_max
+                    or service.is_checking
+                    or out.session_bytes > unread_bytes_max
+                ) and not self._is_ending:
+                    self._room.clear()
+                    await self._room.wait()
+                at_once -= 1
+                if not at_once:
+                    at_once = _AT_ONCE
+                    await asyncio.sleep(0)
 
-    async def _take(self, message: WSMessage) -> None:
-        """Take in what a frame asks."""
+    def _requests_of(self, message: WSMessage) -> Sequence[WebSocketRequest | Unfit]:
+        """What a frame asks; nothing if that ends the connection."""
+        data = message.data
+        if (message.type is WSMsgType.TEXT) != self._codec.is_text:
+            wanted = "text" if self._codec.is_text else "binary"
+            self._end(WSCloseCode.UNSUPPORTED_DATA, f"{self._codec.name} is {wanted} frames")
+            return ()
         try:
-            if (message.type is WSMsgType.TEXT) != self._codec.is_text:
-                wanted = "text" if self._codec.is_text else "binary"
-                self._end(WSCloseCode.UNSUPPORTED_DATA, f"{self._codec.name} is {wanted} frames")
-                return
-            requests = self._codec.decode(message.data)
+            requests = self._codec.decode(data)
         except UnreadableError as error:
             self._end(WSCloseCode.INVALID_TEXT, str(error))
-            return
-        meters = self._meters
-        meters.frames_in += 1
-        meters.bytes_in += len(message.data)
-        if len(requests) <= _AT_ONCE:
-            await self._serve(requests)
-            return
-        for start in range(0, len(requests), _AT_ONCE):
-            await self._serve(requests[start : start + _AT_ONCE])
-            await asyncio.sleep(0)
+            return ()
+        self._meters.frames_in += 1
+        self._meters.bytes_in += len(data)
+        return requests
 
-    async def _serve(self, requests: Sequence[WebSocketRequest | Unfit]) -> None:
-        service, out = self._service, self._out
-        requests_max = self._settings.websocket_requests_in_flight
-        unread_bytes_max = self._settings.websocket_send_buffer_bytes
-        for request in requests:
-            service.handle(request)
-            while (
-                service.in_flight >= requests_max
-                or service.is_checking
-                or out.session_bytes > unread_bytes_max
-            ) and not self._is_ending:
-                self._room.clear()
-                await self._room.wait()
+    def _is_last(self, message: WSMessage) -> bool:
+        """Whether a message that asks nothing ends the connection."""
+        match message.type:
+            case WSMsgType.PING:
+                self._out.pong(message.data)
+                return False
+            case WSMsgType.PONG:
+                return False
+            case WSMsgType.CLOSE:
+                self._code = message.data
+                if self._code in _CLEAN:
+                    self._consumer.leave(Cause.DISCONNECTED, "its consumer disconnected")
+            case WSMsgType.ERROR:
+                if isinstance(message.data, WebSocketError):
+                    self._code = message.data.code
+                    self._consumer.leave(Cause.FAILED, "its consumer broke the protocol")
+            case _:
+                pass
+        return True
 
     def _on_answered(self, count: int) -> None:
         self._service.in_flight -= count

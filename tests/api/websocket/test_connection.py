@@ -253,12 +253,20 @@ async def test_a_poll_ends_with_its_connection(node: Running) -> None:
     await until(lambda: len(node.front.waiters) == 0)
 
 
-async def test_a_session_for_who_has_vanished_is_handed_to_the_next(node: Running) -> None:
+async def test_a_session_for_who_has_vanished_is_handed_to_the_next(
+    node: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway, asked = node.front.gateway, list[tuple[Any, ...]]()
+    acquire = gateway.acquire
     async with connect(node) as gone, connect(node) as ws:
         stored = await ws.ask("new", theme=THEME, repeat_after=60)
+        monkeypatch.setattr(gateway, "acquire", lambda *arguments: asked.append(arguments))
         await gone.send(gone.request("take", id=stored["id"]))
+        await until(lambda: asked)
+        monkeypatch.undo()
         gone.vanish()
         await until(lambda: len(node.front.connections) == 1)
+        acquire(*asked[0])  # it was on its way
         (found,) = (await ws.ask("acquire", themes=[THEME], wait=5))["sessions"]
         assert found["id"] == stored["id"]
         assert found["attempts"] == 1

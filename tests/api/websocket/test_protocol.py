@@ -5,6 +5,7 @@ import base64
 import re
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,7 +19,7 @@ from api.websocket.frames import JSON, Push
 from cluster import failures
 from state import Failure
 from state.errors import FAILURES
-from tests.api.servers import Running, cluster_of_three
+from tests.api.servers import HTTP, Running, cluster_of_three
 from tests.api.websocket.clients import PROTOCOLS, Client, connect
 
 PAGE = (Path(__file__).parents[3] / "docs" / "protocol.md").read_text(encoding="utf-8")
@@ -159,7 +160,8 @@ def matches(expected: Any, found: Any, names: dict[str, Any]) -> bool:
 async def test_the_examples_are_what_happens(tmp_path: Path, protocol: str) -> None:
     script = list(lines())
     assert len(script) > 60
-    async with cluster_of_three(tmp_path) as nodes, AsyncExitStack() as stack:
+    http = replace(HTTP, drain_ms=1500)  # for what is asked while it drains
+    async with cluster_of_three(tmp_path, http=http) as nodes, AsyncExitStack() as stack:
         nodes.sort(key=lambda one: one.node_id)
         transcript = Transcript(list(nodes), protocol, stack)
         for line in script:
