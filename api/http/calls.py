@@ -290,7 +290,7 @@ class Call:
         encoded = asked.encoded_on(target, self.consumer)
         epoch: int | None = getattr(asked, "epoch", None)
         operator = None
-        if epoch and type(target) is int:
+        if epoch:
             operator = self.front.operators.operate(target, epoch)
         if operator is None:
             return await self.submit(encoded, is_ending=asked.is_ending)
