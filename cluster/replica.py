@@ -607,6 +607,8 @@ class Replica:
             self.stalls += 1
             if self.is_leader:
                 self.reaper.give_grace(late_ms)
+        if not self._has_caught_up:
+            self._schedule_apply()  # it may have all that its leader has, and nothing to apply
         if self.is_leader and self.is_ready:
             self._look_open()
             self._lead()

@@ -425,7 +425,7 @@ class Cluster:
         for node, replica in zip(self.nodes.values(), replicas, strict=True):
             if replica is None or replica.applied_index != index or not replica.queue.is_empty:
                 return False
-            if is_active(node):
+            if not replica.is_ready or is_active(node):
                 return False
         return True
 
@@ -442,7 +442,8 @@ class Cluster:
                 f"{node.name}: {member.engine.role.name} of {member.leader} term {member.term} "
                 f"base {member.log.base_index} durable {member.log.durable_index} "
                 f"last {member.log.last_index} committed {member.committed_index} "
-                f"applied {replica.applied_index} waiting {replica.queue.depth} "
+                f"applied {replica.applied_index} ready {replica.is_ready} "
+                f"waiting {replica.queue.depth} "
                 f"confirm {len(replica.queue._confirm)} active {len(is_active(node))}"  # noqa: SLF001
             )
         return "; ".join(lines)

@@ -73,6 +73,22 @@ def test_nothing_happens_and_nobody_is_elected() -> None:
     assert play(script).acknowledged > 500
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_follower_that_is_started_again_while_nothing_happens_is_ready_soon(seed: int) -> None:
+    def script(cluster: Cluster) -> None:
+        cluster.settle()
+        cluster.run(60)  # whatever was to be repeated is over, and all that is committed is on disk
+        for follower in [one for one in cluster.nodes.values() if one is not leader_of(cluster)]:
+            follower.kill()
+            cluster.run(0.5)
+            follower.start()
+            cluster.run(1)
+            assert follower.replica is not None
+            assert follower.replica.is_ready, cluster.describe()
+
+    play(script, seed)
+
+
 def test_an_isolated_leader_is_replaced_and_steps_down() -> None:
     def script(cluster: Cluster) -> None:
         old = leader_of(cluster)
