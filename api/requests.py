@@ -9,21 +9,31 @@ Nothing here knows who asks: the consumer's name is added by whoever does.
 """
 
 import math
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, Struct
 
-from api.identifiers import key_bytes, session_number
+from api.identifiers import SESSION_TEXT_MAX, SESSION_TEXT_PATTERN, key_bytes, session_number
 from api.problems import bad_request
-from state import Cause, OnConflict, Operation, encode
+from state import Cause, OnConflict, Operation, encode, encode_fields
 from state import operations as op
 from state.limits import DAY_MS, PRIORITY_DEFAULT, PRIORITY_MAX, THEME_MAX
 from state.operations import Target
 
+Fields = tuple[Any, ...]
+
 IDEMPOTENCY_MS = DAY_MS  # how long a key is remembered
 
 Theme = Annotated[int, Meta(ge=0, le=THEME_MAX)]
-SessionId = Annotated[str, Meta(pattern="^[1-9a-f][0-9a-f]{0,15}$")]
+# Its pattern is for the document: to look at it here takes longer than all else of a request.
+SessionId = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=SESSION_TEXT_MAX,
+        extra_json_schema={"pattern": SESSION_TEXT_PATTERN},
+    ),
+]
 Key = Annotated[str, Meta(min_length=1, max_length=4096)]
 Epoch = Annotated[int, Meta(ge=1, le=2**63 - 1)]
 Revision = Annotated[int, Meta(ge=1, le=2**63 - 1)]
@@ -58,17 +68,29 @@ class Request(
 
     # Whether it ends a session, or is a sign of life: admitted when others are refused.
     is_ending: ClassVar[bool] = False
+    is_verdict: ClassVar[bool] = False  # whether an operator ends by it
 
     seq: Annotated[int, Meta(ge=0, le=2**53)] = 0
     idempotency_key: IdempotencyKey | None = None
 
+    becomes: ClassVar[type[Operation]]
+
+    def fields(self, consumer: bytes | None) -> Fields:
+        """The fields of the operation that it becomes. Raises `Refusal`."""
+        raise NotImplementedError
+
     def operation(self, consumer: bytes | None) -> Operation:
         """What the cluster is to do. Raises `Refusal`."""
-        raise NotImplementedError
+        return self.becomes(*self.fields(consumer))
 
     def encoded(self, consumer: bytes | None) -> bytes:
         """The operation's bytes; once for all if there is an idempotency key."""
-        return encode(once(self.operation(consumer), self.idempotency_key))
+        return self._encoded(self.fields(consumer))
+
+    def _encoded(self, fields: Fields) -> bytes:
+        if self.idempotency_key is None:
+            return encode_fields(self.becomes, fields)
+        return encode(once(self.becomes(*fields), self.idempotency_key))
 
 
 class Targeted(Request, kw_only=True):
@@ -78,16 +100,16 @@ class Targeted(Request, kw_only=True):
     theme: Theme | None = None
     key: Key | None = None
 
-    def on(self, target: Target, consumer: bytes | None) -> Operation:
-        """The operation on a session that was named elsewhere. Raises `Refusal`."""
+    def fields_on(self, target: Target, consumer: bytes | None) -> Fields:
+        """As `fields`, on a session that was named elsewhere."""
         raise NotImplementedError
 
-    def operation(self, consumer: bytes | None) -> Operation:
-        return self.on(self.target, consumer)
+    def fields(self, consumer: bytes | None) -> Fields:
+        return self.fields_on(self.target, consumer)
 
     def encoded_on(self, target: Target, consumer: bytes | None) -> bytes:
         """As `encoded`, on a session that was named elsewhere."""
-        return encode(once(self.on(target, consumer), self.idempotency_key))
+        return self._encoded(self.fields_on(target, consumer))
 
     @property
     def target(self) -> Target:
@@ -95,10 +117,7 @@ class Targeted(Request, kw_only=True):
         if self.id is not None:
             if self.theme is not None or self.key is not None:
                 raise bad_request("name the session by `id`, or by `theme` and `key`, not by both")
-            number = session_number(self.id)
-            if number is None:
-                raise bad_request(f"{self.id!a} is no session's id")
-            return number
+            return session_of(self.id)
         if self.theme is None or self.key is None:
             raise bad_request("name the session by `id`, or by `theme` and `key`")
         return self.theme, key_of(self.key)
@@ -107,6 +126,7 @@ class Targeted(Request, kw_only=True):
 class New(Request, tag="new", kw_only=True):
     """Begin a session: active, or stored if `repeat_after` is given."""
 
+    becomes: ClassVar[type[Operation]] = op.New
     theme: Theme
     key: Key | None = None
     data: bytes = b""
@@ -115,8 +135,8 @@ class New(Request, tag="new", kw_only=True):
     repeat_after: Seconds | None = None
     on_conflict: ConflictName = "reject"
 
-    def operation(self, consumer: bytes | None) -> Operation:
-        return op.New(
+    def fields(self, consumer: bytes | None) -> Fields:
+        return (
             self.theme,
             None if self.key is None else key_of(self.key),
             _chunk(self.data, self.text),
@@ -130,52 +150,58 @@ class New(Request, tag="new", kw_only=True):
 class Append(Targeted, tag="append", kw_only=True):
     """Add a chunk."""
 
+    becomes: ClassVar[type[Operation]] = op.Append
     epoch: Epoch | None = None
     data: bytes = b""
     text: str | None = None
     if_revision: Revision | None = None
 
-    def on(self, target: Target, _consumer: bytes | None) -> Operation:
+    def fields_on(self, target: Target, _consumer: bytes | None) -> Fields:
         chunk = _chunk(self.data, self.text)
-        return op.Append(target, self.epoch, chunk, self.if_revision)
+        return target, self.epoch, chunk, self.if_revision
 
 
 class Replace(Targeted, tag="replace", kw_only=True):
     """Put one chunk in place of all."""
 
+    becomes: ClassVar[type[Operation]] = op.Replace
     epoch: Epoch | None = None
     data: bytes = b""
     text: str | None = None
     if_revision: Revision | None = None
 
-    def on(self, target: Target, _consumer: bytes | None) -> Operation:
+    def fields_on(self, target: Target, _consumer: bytes | None) -> Fields:
         chunk = _chunk(self.data, self.text)
-        return op.Replace(target, self.epoch, chunk, self.if_revision)
+        return target, self.epoch, chunk, self.if_revision
 
 
 class Remove(Targeted, tag="remove", kw_only=True):
     """End a session."""
 
+    becomes: ClassVar[type[Operation]] = op.Remove
     is_ending: ClassVar[bool] = True
+    is_verdict: ClassVar[bool] = True
     epoch: Epoch | None = None
     if_revision: Revision | None = None
 
-    def on(self, target: Target, _consumer: bytes | None) -> Operation:
-        return op.Remove(target, self.epoch, self.if_revision)
+    def fields_on(self, target: Target, _consumer: bytes | None) -> Fields:
+        return target, self.epoch, self.if_revision
 
 
 class Store(Targeted, tag="store", kw_only=True):
     """Let a session come back after a while."""
 
+    becomes: ClassVar[type[Operation]] = op.Store
     is_ending: ClassVar[bool] = True
+    is_verdict: ClassVar[bool] = True
     epoch: Epoch | None = None
     repeat_after: Seconds | None = None
     cause: CauseName = "requested"
     reason: Reason = ""
     if_revision: Revision | None = None
 
-    def on(self, target: Target, _consumer: bytes | None) -> Operation:
-        return op.Store(
+    def fields_on(self, target: Target, _consumer: bytes | None) -> Fields:
+        return (
             target,
             self.epoch,
             _ms(self.repeat_after),
@@ -188,52 +214,58 @@ class Store(Targeted, tag="store", kw_only=True):
 class Touch(Targeted, tag="touch", kw_only=True):
     """A sign of life, and of progress; the session is its consumer's from then on."""
 
+    becomes: ClassVar[type[Operation]] = op.Touch
     is_ending: ClassVar[bool] = True
     epoch: Epoch
 
-    def on(self, target: Target, consumer: bytes | None) -> Operation:
-        return op.Touch(target, self.epoch, consumer)
+    def fields_on(self, target: Target, consumer: bytes | None) -> Fields:
+        return target, self.epoch, consumer
 
 
 class Park(Targeted, tag="park", kw_only=True):
     """Set an active session aside."""
 
+    becomes: ClassVar[type[Operation]] = op.Park
     is_ending: ClassVar[bool] = True
+    is_verdict: ClassVar[bool] = True
     epoch: Epoch
     reason: Reason = ""
     if_revision: Revision | None = None
 
-    def on(self, target: Target, _consumer: bytes | None) -> Operation:
-        return op.Park(target, self.epoch, self.reason, self.if_revision)
+    def fields_on(self, target: Target, _consumer: bytes | None) -> Fields:
+        return target, self.epoch, self.reason, self.if_revision
 
 
 class Unpark(Targeted, tag="unpark", kw_only=True):
     """Make a parked session due now."""
 
+    becomes: ClassVar[type[Operation]] = op.Unpark
     if_revision: Revision | None = None
 
-    def on(self, target: Target, _consumer: bytes | None) -> Operation:
-        return op.Unpark(target, self.if_revision)
+    def fields_on(self, target: Target, _consumer: bytes | None) -> Fields:
+        return target, self.if_revision
 
 
 class Take(Targeted, tag="take", kw_only=True):
     """Operate one stored session, due or not."""
 
+    becomes: ClassVar[type[Operation]] = op.AcquireSession
     if_revision: Revision | None = None
 
-    def on(self, target: Target, consumer: bytes | None) -> Operation:
-        return op.AcquireSession(target, consumer, self.if_revision)
+    def fields_on(self, target: Target, consumer: bytes | None) -> Fields:
+        return target, consumer, self.if_revision
 
 
 class Acquire(Request, tag="acquire", kw_only=True):
     """Operate up to `count` sessions that are due, waiting up to `wait` for the first one."""
 
+    becomes: ClassVar[type[Operation]] = op.Acquire
     themes: Annotated[list[Theme], Meta(min_length=1, max_length=4096)]
     count: Count = 1
     wait: Seconds = 0.0
 
-    def operation(self, consumer: bytes | None) -> Operation:
-        return op.Acquire(tuple(self.themes), self.count, consumer)
+    def fields(self, consumer: bytes | None) -> Fields:
+        return tuple(self.themes), self.count, consumer
 
 
 TxnRequest = New | Append | Replace | Remove | Store | Touch | Park | Unpark | Take
@@ -242,16 +274,20 @@ TxnRequest = New | Append | Replace | Remove | Store | Touch | Park | Unpark | T
 class Txn(Request, tag="txn", kw_only=True):
     """Do all of these, or none."""
 
+    becomes: ClassVar[type[Operation]] = op.Txn
     operations: Annotated[list[TxnRequest], Meta(min_length=1, max_length=4096)]
 
-    def operation(self, consumer: bytes | None) -> Operation:
+    def fields(self, consumer: bytes | None) -> Fields:
         for position, one in enumerate(self.operations):
             if one.idempotency_key is not None or one.seq:
                 raise bad_request(
                     f"operation {position} has a seq or an idempotency key of its own; "
                     "give them to the transaction"
                 )
-        return op.Txn(tuple(one.operation(consumer) for one in self.operations))
+        return (tuple(one.operation(consumer) for one in self.operations),)
+
+    def _encoded(self, fields: Fields) -> bytes:
+        return encode(once(self.becomes(*fields), self.idempotency_key))  # others are in it
 
 
 class Get(Targeted, tag="get", kw_only=True):
@@ -292,6 +328,14 @@ def once(operation: Operation, key: str | None) -> Operation:
     if key is None:
         return operation
     return op.Idempotent(key_of(key), IDEMPOTENCY_MS, operation)
+
+
+def session_of(text: str) -> int:
+    """The session that a client names. Raises `Refusal`."""
+    number = session_number(text)
+    if number is None:
+        raise bad_request(f"{text!a} is no session's id")
+    return number
 
 
 def key_of(text: str) -> bytes:

@@ -26,7 +26,7 @@ Why not ...
 `docs/design.md` says more.
 """
 
-from state.codec import BATCH_VERSION, encode, encode_batch
+from state.codec import BATCH_VERSION, encode, encode_batch, encode_fields
 from state.errors import DamagedStateError, Failure, Outcome
 from state.events import Event, EventKind
 from state.layout import FIELDS, LAYOUT_VERSION, Item
@@ -77,5 +77,6 @@ __all__ = [
     "Transition",
     "encode",
     "encode_batch",
+    "encode_fields",
     "load",
 ]

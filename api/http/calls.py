@@ -23,7 +23,7 @@ from api.http.answering import Answer, HttpRequest
 from api.identifiers import session_number
 from api.operators import Step
 from api.problems import Refusal, bad_request, of_failure, refusal
-from api.requests import Append, New, Park, Remove, Replace, Request, Store, Targeted, key_of
+from api.requests import Append, New, Replace, Request, Targeted, key_of
 from api.security import Principal, Scope
 from state import Cause, Failure, Result
 from state.errors import SessionNotFound
@@ -37,7 +37,6 @@ TIMEOUT = "Ritornello-Timeout"
 APPLIED_INDEX = "Ritornello-Applied-Index"
 REQUEST_ID = "Ritornello-Request-Id"
 
-_VERDICTS = (Remove, Store, Park)
 _INT_MAX = 2**63 - 1
 _THEME_DIGITS = len(str(THEME_MAX))
 _INT_DIGITS = len(str(_INT_MAX))
@@ -297,14 +296,8 @@ class Call:
         future: asyncio.Future[Result] = self._loop.create_future()
         timeout_ms = self.timeout_ms
         is_bounded = not operator.depth and timeout_ms >= self.front.gateway.timeout_ms
-        operator.ask(
-            Step(
-                encoded,
-                partial(_settle, future, None),
-                isinstance(asked, _VERDICTS),
-                asked.is_ending,
-            )
-        )
+        callback = partial(_settle, future, None)
+        operator.ask(Step(encoded, callback, asked.is_verdict, asked.is_ending))
         if is_bounded:
             return _checked(await future)
         try:

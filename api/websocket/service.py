@@ -45,7 +45,6 @@ from state.errors import SessionNotFound
 
 _log = logging.getLogger(__name__)
 
-_VERDICTS = frozenset((ask.Remove, ask.Store, ask.Park))
 _NOT_FOUND = SessionNotFound()
 
 _DRAINING = refusal(
@@ -323,7 +322,7 @@ class Service:
         self._front.check(self._principal, Scope.OPERATE)
         _without_key(request)
         name = self._may_be_given(request)
-        asked = [(session_number(one.id) or 0, one.epoch) for one in request.sessions]
+        asked = [(ask.session_of(one.id), one.epoch) for one in request.sessions]
         resumed: list[Any] = [None] * len(asked)
         left = len(asked)
         self.in_flight += left - 1  # so many operations
@@ -389,12 +388,12 @@ class Service:
 
     def _do(self, request: Stepping, target: op.Target) -> None:
         encoded = request.encoded_on(target, None)
-        if not isinstance(request, ask.Unpark) and request.epoch:
-            operator = self._operators.operate(target, request.epoch)
+        epoch = None if isinstance(request, ask.Unpark) else request.epoch
+        if epoch is not None:
+            operator = self._operators.operate(target, epoch)
             if operator is not None:
                 callback = partial(self._answered, request.seq)
-                is_verdict = type(request) in _VERDICTS
-                operator.ask(Step(encoded, callback, is_verdict, request.is_ending))
+                operator.ask(Step(encoded, callback, request.is_verdict, request.is_ending))
                 return
         callback = partial(self._direct, request.seq)
         self._gateway.submit(encoded, callback, is_ending=request.is_ending)
