@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
@@ -21,10 +21,11 @@ from api.frontend import FrontEnd
 from api.http import bodies
 from api.http.answering import Answer, HttpRequest
 from api.identifiers import session_number
-from api.operators import Step
+from api.operators import Operator, Step
 from api.problems import Refusal, bad_request, of_failure, refusal
 from api.requests import Append, New, Replace, Request, Targeted, key_of
 from api.security import Principal, Scope
+from cluster.queues import Callback
 from state import Cause, Failure, Result
 from state.errors import SessionNotFound
 from state.limits import THEME_MAX
@@ -293,16 +294,38 @@ class Call:
             operator = self.front.operators.operate(target, epoch)
         if operator is None:
             return await self.submit(encoded, is_ending=asked.is_ending)
-        future: asyncio.Future[Result] = self._loop.create_future()
-        timeout_ms = self.timeout_ms
-        is_bounded = not operator.depth and timeout_ms >= self.front.gateway.timeout_ms
-        callback = partial(_settle, future, None)
-        operator.ask(Step(encoded, callback, asked.is_verdict, asked.is_ending))
+        begin = partial(_ask, operator, encoded, asked)
+        is_bounded = not operator.depth and self.timeout_ms >= self.front.gateway.timeout_ms
         if is_bounded:
-            return _checked(await future)
+            return _checked(await self.wait_for(begin))
+        return await self._in_time(begin)
+
+    async def transact(
+        self,
+        shown: Iterable[tuple[Target, int | None]],
+        encoded: bytes,
+        weight: int,
+        abandoned: Callable[[Result], object] | None,
+    ) -> Any:  # noqa: ANN401 - a result
+        """Have a transaction done, when its turn comes at each of its sessions. Raises `Refusal`.
+
+        See `Operators.transact`.
+        """
+        transact = self.front.operators.transact
+        return await self._in_time(
+            lambda callback: transact(shown, encoded, callback, weight=weight), abandoned
+        )
+
+    async def _in_time(
+        self,
+        begin: Callable[[Callable[[Result], None]], object],
+        abandoned: Callable[[Result], object] | None = None,
+    ) -> Any:  # noqa: ANN401 - a result
+        """Wait for the result of what may have to wait for its turn. Raises `Refusal`."""
+        timeout_ms = self.timeout_ms
         try:
             async with asyncio.timeout(timeout_ms / 1000):
-                return _checked(await future)
+                return _checked(await self.wait_for(begin, abandoned))
         except TimeoutError as error:
             detail = f"no answer within {timeout_ms} ms; it may still be done"
             raise refusal(504, "timed_out", detail, retryable=True, outcome="unknown") from error
@@ -323,7 +346,13 @@ class Call:
             weight=weight,
             is_ending=is_ending,
         )
-        return _checked(await self.wait_for(submit, abandoned))
+        result = await self.wait_for(submit, abandoned)
+        budget = self.front.operators.budget
+        if isinstance(result, Failure):
+            budget.spend(result)
+        else:
+            budget.earn()
+        return _checked(result)
 
     async def read(self) -> None:
         """Wait until this node has all that was acknowledged. Raises `Refusal`."""
@@ -379,6 +408,10 @@ class Call:
         headers["Content-Type"] = bodies.BYTES
         headers["X-Content-Type-Options"] = "nosniff"  # nobody knows what it is
         return Answer(body=b"".join(chunks), headers=headers)
+
+
+def _ask(operator: Operator, encoded: bytes, asked: Targeted, callback: Callback) -> None:
+    operator.ask(Step(encoded, callback, asked.is_verdict, asked.is_ending))
 
 
 def _settle(

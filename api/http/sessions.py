@@ -211,12 +211,11 @@ async def transact(call: Call) -> web.Response:
     asked = await call.body(ask.Txn)
     themes = [one.theme for one in asked.operations if isinstance(one, ask.New)]
     call.front.check(call.principal, Scope.OPERATE, *themes)
-    targets = [one.target for one in asked.operations if isinstance(one, ask.Targeted)]
-    await call.authorize(Scope.OPERATE, targets)
+    shown = asked.shown
+    await call.authorize(Scope.OPERATE, [target for target, _ in shown])
     abandoned = partial(_give_back, call) if asked.idempotency_key is None else None
-    result = await call.submit(
-        asked.encoded(call.consumer), weight=len(asked.operations), abandoned=abandoned
-    )
+    encoded = asked.encoded(call.consumer)
+    result = await call.transact(shown, encoded, len(asked.operations), abandoned)
     if isinstance(result, Done):
         for one in result.results:
             if isinstance(one, Created | Acquired) and one.epoch:

@@ -402,15 +402,11 @@ class Service:
         operations, name = request.operations, None
         if any(map(_gives, operations)):
             name = self._may_be_given(request)
-        encoded = encode(ask.once(request.operation(name), request.idempotency_key))
+        encoded = request.encoded(name)
         themes = [one.theme for one in operations if isinstance(one, ask.New)]
         self._front.check(self._principal, Scope.OPERATE, *themes)
-        targeted = [one for one in operations if isinstance(one, ask.Targeted)]
-        targets = tuple(one.target for one in targeted)
-        shown = [
-            (target, getattr(one, "epoch", None))
-            for one, target in zip(targeted, targets, strict=True)
-        ]
+        shown = request.shown
+        targets = tuple(target for target, _ in shown)
 
         def go_on() -> None:
             done = partial(self._transacted, request.seq, name)

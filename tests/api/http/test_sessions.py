@@ -2,10 +2,13 @@
 
 import asyncio
 import base64
+from typing import Any
 
 import pytest
 
+from api.operators import Operator, Step
 from tests.api.http.client import Client
+from tests.api.servers import Running
 
 BYTES = {"Accept": "application/octet-stream"}
 
@@ -200,3 +203,28 @@ async def test_a_transaction_says_which_of_its_operations_makes_no_sense(caller:
         assert answer.problem == (400, "bad_request"), operations
     assert (await caller.post("/v1/txn?operations=1")).problem == (400, "bad_request")
     assert (await caller.post("/v1/txn", b"bytes")).problem == (415, "unsupported_media")
+
+
+class Stuck:
+    """What has its turn, and does not end."""
+
+    def arrive(self, _operator: Operator) -> None: ...
+
+
+async def test_a_transaction_waits_for_its_turn_at_each_of_its_sessions(
+    running: Running, caller: Client
+) -> None:
+    session_id = (await caller.post("/v1/themes/7/sessions", b"a")).json["id"]
+    operator = running.front.operators.operate(int(session_id, 16), 1)
+    assert operator is not None
+    stuck: Any = Stuck()
+    operator.ask(Step(b"", lambda _: None, is_verdict=False, is_ending=False, together=stuck))
+    append = {"op": "append", "id": session_id, "epoch": 1, "text": "b"}
+    late = await caller.post(
+        "/v1/txn", json={"operations": [append]}, headers={"Ritornello-Timeout": "0.1"}
+    )
+    assert late.problem == (504, "timed_out")
+    assert late.json["outcome"] == "unknown"
+    operator.go_on(after_failure=False)
+    read = await caller.get(f"/v1/sessions/{session_id}", headers=BYTES)
+    assert read.body == b"ab", "it had its turn at last"
