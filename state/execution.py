@@ -194,11 +194,17 @@ class Executor:
             return ()
         consumer = None if consumer_id is None else tables.open_consumer(consumer_id)
         acquired: list[Acquired] = []
+        room_bytes = limits.session_bytes  # of an answer
         while queue and len(acquired) < count:
             for theme in queue[: count - len(acquired)]:
                 place = theme.ready.first()
                 if place is not None:
                     session = self._sessions[place & ID_MASK]
+                    room_bytes -= session.data_bytes
+                    if room_bytes < 0 and acquired:
+                        tables.awake.update(queue)  # for whoever asks for the rest
+                        count = 0
+                        break
                     acquired.append(self._activate(session, _ACQUIRE, consumer))
                     self._serve(theme)
             queue = [theme for theme in queue if theme.can_serve]

@@ -90,7 +90,13 @@ class Limits:
     )
     txn_operations: int = bounded(128, 1, 4096, "A transaction keeps what it may have to undo.")
     chunk_bytes: int = bounded(MIB, 1, 16 * MIB, "A chunk is written and sent in one piece.")
-    session_bytes: int = bounded(16 * MIB, 1, GIB, "A session is read in one answer.")
+    session_bytes: int = bounded(
+        16 * MIB,
+        1,
+        GIB,
+        """A session is read in one answer. Several that one Acquire hands out have no more data
+        together, for the same reason.""",
+    )
     session_chunks: int = bounded(10_000, 1, 1_000_000, "Each chunk costs a row and an object.")
     key_bytes: int = bounded(256, 1, 4096, "Keys live in an index in memory.")
     consumer_bytes: int = bounded(

@@ -299,6 +299,11 @@ class StateMachine:
         """How many sessions there are."""
         return len(self._tables.sessions)
 
+    @property
+    def last_session_id(self) -> int:
+        """The highest id that a session has, or had. Ids are never given twice."""
+        return self._tables.last_session_id
+
     def session(self, target: int | tuple[int, bytes]) -> Session | None:
         """A session by its id, or by theme and key."""
         if isinstance(target, int):

@@ -640,12 +640,16 @@ class Model:
         )
         acquired: list[Acquired] = []
         served = True
+        size_bytes = 0
         while served:
             served = False
             for _, theme_id in turns:
                 room = limits.batch_acquired - state.handed_out
                 if len(acquired) < operation.count and room > 0 and self.can_serve(theme_id):
                     session = state.sessions[self.ready_ids(theme_id)[0]]
+                    size_bytes += session.data_bytes
+                    if acquired and size_bytes > limits.session_bytes:
+                        return tuple(acquired)
                     acquired.append(self._activate(session, Act.ACQUIRE, self._see(consumer)))
                     state.turn += 1
                     state.handed_out += 1

@@ -522,6 +522,20 @@ def test_batch_acquired_ends_what_a_batch_hands_out() -> None:
     assert acquired_by(driver.apply(*[Acquire((7,), 2)] * 2)) == [2, 1]
 
 
+def test_session_bytes_bound_what_one_acquire_hands_out_but_one_session_it_may() -> None:
+    driver = Driver()
+    driver.succeed(SetLimits((("session_bytes", 10),)))
+    for size in (4, 6, 1, 10, 10, 0, 0):
+        driver.new(7, data=bytes_of(size), repeat_after_ms=0)
+    applied = driver.apply(Acquire((7,), 5))
+    assert acquired_by(applied) == [2]
+    assert applied.awake == (7,), "somebody else may ask for the rest"
+    assert acquired_by(driver.apply(*[Acquire((7,), 5)] * 4)) == [1, 1, 3, 0]
+    driver.new(8, data=bytes_of(10), repeat_after_ms=0)
+    driver.succeed(SetLimits((("session_bytes", 5),)))
+    assert acquired_by(driver.apply(Acquire((8,), 5))) == [1], "one that was larger before"
+
+
 def test_what_a_failed_transaction_handed_out_is_not_counted() -> None:
     driver = Driver()
     driver.succeed(SetLimits((("batch_acquired", 3),)))
