@@ -67,7 +67,8 @@ def _run_all(seeds: list[int], arguments: argparse.Namespace) -> int:
     begin_s = time.monotonic()
     totals: Counter[str] = Counter()
     failures: list[tuple[int, str]] = []
-    chunks = [seeds[start : start + CHUNK] for start in range(0, len(seeds), CHUNK)]
+    size = min(CHUNK, 2 * arguments.failures)  # what is begun is ended: few, if few are wanted
+    chunks = [seeds[start : start + size] for start in range(0, len(seeds), size)]
     with ProcessPoolExecutor(arguments.jobs) as pool:
         running = [pool.submit(run_some, chunk, arguments.without) for chunk in chunks]
         for done in as_completed(running):
