@@ -19,9 +19,12 @@ from api.tracing import Tracing
 from api.waiting import Waiters
 from api.websocket.meters import WebSocketMeters
 from state import Failure, Result
+from state.errors import SessionNotFound
 from state.operations import Target
 
 Known = Callable[[Refusal | None], object]
+
+_NOT_FOUND = Refusal(of_failure(SessionNotFound()))
 
 
 class Draining(Protocol):
@@ -87,7 +90,11 @@ class FrontEnd:
     def check_targets(
         self, principal: Principal, scope: Scope, targets: Sequence[Target], then: Known
     ) -> None:
-        """The same for several."""
+        """The same for several.
+
+        Some time passes between this and what is then done. So an id that no session has had yet is
+        refused here: one of anybody's may have it by then. One that is gone stays so.
+        """
         try:
             self.check(principal, scope)
         except Refusal as error:
@@ -118,8 +125,10 @@ class FrontEnd:
         try:
             for target in targets:
                 theme = self._theme(target)
-                if theme is not None:  # what is not there is told by whoever looks for it
+                if theme is not None:
                     self.check(principal, scope, theme)
+                elif isinstance(target, int) and self.gateway.may_begin(target):
+                    raise _NOT_FOUND
         except Refusal as error:
             return error
         return None

@@ -175,6 +175,10 @@ class Gateway:
         session = self._machine.session(session_id)
         return None if session is None else session.theme.theme_id
 
+    def may_begin(self, session_id: int) -> bool:
+        """Whether an id has not been given yet, as far as this node knows."""
+        return session_id > self._machine.last_session_id
+
     def lease_ms(self, session_id: int) -> int:
         """The lease of an active session; 0 if it is not."""
         session = self._machine.session(session_id)

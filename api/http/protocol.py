@@ -6,7 +6,7 @@ document, none is a line in the log that a stranger can write at will.
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import ContentEncodingError, LineTooLong
@@ -100,8 +100,9 @@ class Protocol(web.RequestHandler):
         peer = self.peername
         self._host = address_key(peer[0] if isinstance(peer, tuple) else "")
         problem = self._server.admit(self._host)
-        if problem is not None and isinstance(transport, asyncio.Transport):
-            transport.write(_raw(problem, self._server.next_id()))
+        if problem is not None:
+            # No check for `asyncio.Transport`: uvloop's are none.
+            cast(asyncio.Transport, transport).write(_raw(problem, self._server.next_id()))
             self.force_close()
 
     def connection_lost(self, exc: BaseException | None) -> None:

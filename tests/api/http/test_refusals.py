@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -150,6 +151,30 @@ async def test_a_token_for_some_themes_sees_no_others(tmp_path: Path) -> None:
         assert [one["theme"] for one in (await worker.get("/v1/themes")).json["themes"]] == [7]
         assert (await worker.post(f"/v1/sessions/{mine}/append", b"", epoch=1)).status == 200
         assert (await worker.get(f"/v1/sessions/{mine}")).status == 200
+
+
+async def test_an_id_that_is_guessed_before_it_is_given_gives_nothing_away(tmp_path: Path) -> None:
+    async with (
+        server(tmp_path, tokens=TOKENS) as running,
+        client(running, token=WORKER) as worker,
+        client(running, token=ADMIN) as admin,
+    ):
+        last = int(await admin.stored(theme=8), 16)
+        statuses: Counter[int] = Counter()
+
+        async def guess(method: str, path: str) -> None:
+            while last < begun + 40:
+                answer = await worker.ask(method, f"/v1/sessions/{last + 1:x}{path}")
+                statuses[answer.status] += 1
+
+        begun = last
+        ways = (("GET", ""), ("DELETE", ""), ("POST", "/acquire"))
+        thieves = [asyncio.ensure_future(guess(*way)) for way in ways for _ in range(2)]
+        while last < begun + 40:
+            last = int(await admin.stored(theme=8, data=b"secret"), 16)
+        await asyncio.gather(*thieves)
+        assert set(statuses) <= {403, 404}
+        assert (await admin.get("/v1/themes/8")).json["ready"] == 41
 
 
 # Bounds
