@@ -6,9 +6,10 @@ same, and bounded:
 
 1. say so: `/readyz` fails, who waits for sessions is told that there are none, consumers are told
    that the node is draining, so that they resume elsewhere;
-2. give them `drain_ms` for it; then store what those hold who are still here, with the cause
-   `shutdown`, which gives the attempt back;
-3. answer what is on its way, hand over leadership, write a last checkpoint, flush.
+2. give them `drain_ms` for it, and go on serving requests while some still come; then store what
+   those hold who are still here, with the cause `shutdown`, which gives the attempt back;
+3. listen no more, answer what is on its way, hand over leadership, write a last checkpoint, flush;
+4. end what connections are left.
 """
 
 import asyncio
@@ -29,7 +30,7 @@ from api.http.app import Http
 from api.http.routes import ROUTES
 from api.security import Authenticator, FileWatch, NoTokens, ServerTls, Tokens, Watched
 from api.settings.build import ServerSettings
-from api.statuses import ExitStatus
+from api.statuses import ExitStatus, disk_status
 from api.tracing import Tracing
 from cluster import MisalignedError
 from cluster.network.errors import NetworkError
@@ -38,6 +39,12 @@ from cluster.storage.errors import StorageError
 _log = logging.getLogger(__name__)
 
 _POLL_S = 0.02
+_CANNOT_START = {
+    ExitStatus.IN_USE: "the data directory is not free",
+    ExitStatus.SETTINGS: "the data directory cannot be used",
+    ExitStatus.DISK: "the disk does not hold a whole node",
+}
+_QUIET_S = 1.0  # without a request: nobody, and no balancer, seems to count on this node any more
 _RELEASE_TIMEOUT_S = 5.0
 
 
@@ -48,18 +55,19 @@ def serve(settings: ServerSettings) -> int:
 
 async def _serve(settings: ServerSettings) -> ExitStatus:
     server = Server(settings)
-    try:
-        await server.start()
-    except (StorageError, MisalignedError) as error:
-        _log.critical("the disk does not hold a whole node: %s", error)
-        return ExitStatus.DISK
-    except (NetworkError, OSError) as error:
-        _log.critical("it cannot listen: %s", error)
-        return ExitStatus.LISTEN
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, server.leave, ExitStatus.STOPPED, number.name)
     loop.add_signal_handler(signal.SIGHUP, server.reload)
+    try:
+        await server.start()
+    except (StorageError, MisalignedError) as error:
+        status = disk_status(error)
+        _log.critical("%s: %s", _CANNOT_START[status], error)
+        return status
+    except (NetworkError, OSError) as error:
+        _log.critical("it cannot listen: %s", error)
+        return ExitStatus.LISTEN
     return await server.run()
 
 
@@ -71,6 +79,7 @@ class Server:
         self.gateway = Gateway(settings.node)
         self._leaving: asyncio.Future[ExitStatus] = asyncio.get_running_loop().create_future()
         self._is_hurried = asyncio.Event()
+        self._http: Http | None = None
         self._runner: web.ServerRunner | None = None
         self._watch: FileWatch | None = None
         self._front: FrontEnd | None = None
@@ -137,7 +146,7 @@ class Server:
             endpoint, node_id = operation.tracing_endpoint, self.settings.node.node_id
             self._front.tracing = Tracing.to_otlp(endpoint, node_id)
         meter = metrics.count_routes((route.method, route.path) for route in ROUTES)
-        serving = Http(self._front, meter=meter, tracer=self._front.tracing)
+        self._http = serving = Http(self._front, meter=meter, tracer=self._front.tracing)
         metrics.connection_count = lambda: serving.connections
         metrics.loop_lag.start()
         self._runner = serving.runner()
@@ -152,7 +161,8 @@ class Server:
         await site.start()
         for host, port in self.addresses:
             scheme = "http" if tls is None else "https"
-            _log.info("%s serves %s://%s:%d", self.settings.node.node_id, scheme, host, port)
+            written = f"[{host}]" if ":" in host else host
+            _log.info("%s serves %s://%s:%d", self.settings.node.node_id, scheme, written, port)
 
     def reload(self) -> None:
         """Look at tokens and certificates now."""
@@ -191,11 +201,15 @@ class Server:
         for one in connections:
             one.drain(drain_ms)
         if is_able:
-            await self._until(lambda: not front.connections, drain_ms / 1000)
+            await self._until(lambda: not front.connections and self._is_quiet, drain_ms / 1000)
         for one in list(front.connections):
             one.shut_down()
         if is_able:
             await self._until(lambda: not front.operators.releasing, _RELEASE_TIMEOUT_S)
+
+    @property
+    def _is_quiet(self) -> bool:
+        return self._http is None or self._http.quiet_s > _QUIET_S
 
     async def _until(self, holds: Callable[[], bool], timeout_s: float) -> None:
         deadline_s = time.monotonic() + timeout_s
@@ -204,8 +218,11 @@ class Server:
 
     async def _close(self) -> None:
         if self._runner is not None:
+            for site in self._runner.sites:
+                await site.stop()
+        await self.gateway.stop()  # after it all that was asked has its answer, which may leave yet
+        if self._runner is not None:
             await self._runner.cleanup()
-        await self.gateway.stop()
         if self._front is not None:
             self._front.metrics.loop_lag.stop()
             if self._front.tracing is not None:

@@ -91,6 +91,8 @@ class Http:
         self._meter = meter
         self._tracer = tracer
         self._server: Server | None = None
+        self._in_progress = 0  # requests for which one needs a scope
+        self._asked_s = float("-inf")  # when the last of them came
         self._ids = map("{:x}".format, itertools.count(time.time_ns() // 1000))
         self._origins = Origins(front.settings)
         per_second = front.settings.requests_per_second
@@ -113,6 +115,15 @@ class Http:
     def connections(self) -> int:
         """How many are open, those of WebSockets among them."""
         return 0 if self._server is None else self._server.count
+
+    @property
+    def quiet_s(self) -> float:
+        """How long nobody has asked for anything, but whether it is healthy.
+
+        Connections of consumers and of readers of events are no requests; they are told to leave.
+        """
+        is_busy = self._in_progress > len(self._front.connections)
+        return 0.0 if is_busy else time.monotonic() - self._asked_s
 
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer a request, with all that is around each of them."""
@@ -189,7 +200,14 @@ class Http:
         timeout_ms = self._timeout_ms if given_s is None else timeout_of(given_s)
         timeout_ms = min(timeout_ms, self._timeout_max_ms)
         call = Call(self._front, request, principal, parameters, query, media, timeout_ms)
-        return await route.handler(call)
+        if route.scope is None:
+            return await route.handler(call)
+        self._in_progress += 1
+        self._asked_s = time.monotonic()
+        try:
+            return await route.handler(call)
+        finally:
+            self._in_progress -= 1
 
     def _other_method(self, request: HttpRequest, methods: Methods) -> web.Response:
         """Answer OPTIONS; refuse what a path does not have."""

@@ -102,7 +102,7 @@ class Protocol(web.RequestHandler):
         problem = self._server.admit(self._host)
         if problem is not None:
             # No check for `asyncio.Transport`: uvloop's are none.
-            cast(asyncio.Transport, transport).write(_raw(problem, self._server.next_id()))
+            cast("asyncio.Transport", transport).write(_raw(problem, self._server.next_id()))
             self.force_close()
 
     def connection_lost(self, exc: BaseException | None) -> None:

@@ -50,7 +50,7 @@ REPLICA = ReplicaSettings(
     lease_grace_ms=300,
 )
 JOURNAL = JournalSettings(segment_bytes=256 * 1024)
-HTTP = HttpSettings(bind=Address("127.0.0.1", 0), drain_ms=100, request_timeout_ms=10_000)
+HTTP = HttpSettings(bind=Address("127.0.0.1", 0), drain_ms=0, request_timeout_ms=10_000)
 READY_S = 20.0  # for what takes a moment, on a machine that is busy
 
 

@@ -1,6 +1,7 @@
 """A whole server: how it leaves, and with what exit status."""
 
 import asyncio
+import contextlib
 import resource
 import signal
 import time
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import ClientSession, WSServerHandshakeError
+from aiohttp import ClientConnectionError, ClientSession, WSServerHandshakeError
 
 from api.statuses import ExitStatus
 from tests.api.processes import Process, process, three_processes
@@ -34,6 +35,13 @@ async def no_longer_active(node: Any, session_id: str) -> Any:
         while (found := await session_of(node, session_id))["phase"] == "active":  # noqa: ASYNC110 - in another process
             await asyncio.sleep(0.05)
     return found
+
+
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler for a signal."""
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    (caught,) = (line for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
 
 
 async def leader_of(nodes: list[Process]) -> Process:
@@ -80,6 +88,64 @@ async def test_sigterm_lets_consumers_go_on_elsewhere_and_stores_what_stays(
                 assert (found["phase"], found["attempts"]) == ("ready", 0)
                 assert found["history"][0]["cause"] == "shutdown"
         assert (await get(others[0], "/v1/cluster"))[1]["leader"] in {one.node_id for one in others}
+
+
+async def test_what_is_on_its_way_is_answered_before_it_goes(tmp_path: Path) -> None:
+    async with three_processes(tmp_path, "--node-stop-timeout-ms", "1000") as nodes:
+        leaving, *others = nodes
+        async with ClientSession(leaving.url) as client:
+            async with client.post(f"/v1/themes/{THEME}/sessions", data=b"a") as answer:
+                path = f"/v1/sessions/{(await answer.json())['id']}/append"
+            for one in others:
+                one.signal(signal.SIGSTOP)
+
+            async def append() -> Any:
+                headers = {"Ritornello-Epoch": "1"}
+                async with client.post(path, data=b"b", headers=headers) as answer:
+                    return await answer.json()
+
+            appending = asyncio.ensure_future(append())
+            await asyncio.sleep(0.2)  # for it to be on its way: there is nobody to commit it
+            leaving.signal(signal.SIGTERM)
+            found = await appending
+            assert (found["code"], found["outcome"]) == ("stopping", "unknown")
+        assert await leaving.ended() == ExitStatus.STOPPED
+
+
+async def test_while_requests_come_it_serves_them_and_says_that_it_drains(tmp_path: Path) -> None:
+    async with process(tmp_path, "--http-drain-ms", "1500") as node, ClientSession() as client:
+        assert (await get(node, "/v1/cluster"))[0] == 200
+        begin_s = time.monotonic()
+        served = drains = 0
+        node.signal(signal.SIGTERM)
+        with contextlib.suppress(ClientConnectionError):
+            while True:
+                async with client.get(f"{node.url}/v1/cluster") as answer:
+                    served += answer.status == 200
+                async with client.get(f"{node.url}/readyz") as answer:
+                    drains += answer.status == 503
+        assert await node.ended() == ExitStatus.STOPPED
+        assert time.monotonic() - begin_s >= 1.5
+        assert min(served, drains) > 10
+
+
+async def test_nobody_is_waited_for_who_does_not_come(tmp_path: Path) -> None:
+    async with process(tmp_path, "--http-drain-ms", "60000") as node:
+        await get(node, "/v1/cluster")
+        node.signal(signal.SIGTERM)
+        assert await node.ended() == ExitStatus.STOPPED
+
+
+async def test_sigterm_while_it_starts_lets_it_end_in_order(tmp_path: Path) -> None:
+    async with process(tmp_path) as node:
+        node.signal(signal.SIGTERM)
+        assert await node.ended() == ExitStatus.STOPPED
+        await node.start()
+        async with asyncio.timeout(20):
+            while not catches(node.process.pid, signal.SIGTERM):  # noqa: ASYNC110 - in another process
+                await asyncio.sleep(0.001)
+        node.signal(signal.SIGTERM)
+        assert await node.ended() == ExitStatus.STOPPED
 
 
 async def test_the_leader_hands_over_before_it_goes(tmp_path: Path) -> None:
