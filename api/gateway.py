@@ -220,8 +220,6 @@ class Gateway:
             if theme is None:
                 continue
             counts = theme.counts
-            first = next(machine.ready_ids(theme_id), None)
-            oldest = None if first is None else machine.session(first)
             yield ThemeView(
                 theme_id,
                 theme.policy,
@@ -231,7 +229,7 @@ class Gateway:
                 counts[Phase.ACTIVE],
                 counts[Phase.PARKED],
                 theme.size_bytes,
-                None if oldest is None else oldest.due_ms,
+                theme.oldest_due_ms,
             )
 
     def limits(self) -> Limits:

@@ -610,7 +610,7 @@ METRICS: tuple[Declared, ...] = (
     ),
     _gauge(
         "theme_oldest_due_seconds",
-        "How long the session of a theme has been due that is handed out next.",
+        "The longest that a session of a theme has been due.",
         _of_themes(lambda one: one.oldest_due_s),
         "theme",
     ),

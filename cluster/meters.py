@@ -16,7 +16,7 @@ from heapq import nlargest
 from typing import NamedTuple
 
 from state import StateMachine
-from state.records import ID_BITS, ID_MASK, Theme
+from state.records import Theme
 from state.transitions import ACTIVE, PARKED, READY, STORED
 
 # Upper bounds of buckets, each with one more for what is above. A bucket costs a line in every
@@ -159,7 +159,7 @@ class ThemeMeters(NamedTuple):
     active: int
     parked: int
     paused: bool
-    oldest_due_s: float  # how long the session has been due that is handed out next; 0 if none is
+    oldest_due_s: float  # the longest that one of its sessions has been due; 0 if none is
 
 
 class Survey(NamedTuple):
@@ -194,8 +194,8 @@ async def survey(machine: StateMachine, now_ms: int, *, busiest: int) -> Survey:
             ready += counts[READY]
             active += counts[ACTIVE]
             parked += counts[PARKED]
-            first = theme.ready.first()
-            due_ms = 0 if first is None else max(now_ms - (first >> ID_BITS & ID_MASK), 0)
+            since_ms = theme.oldest_due_ms
+            due_ms = 0 if since_ms is None else max(now_ms - since_ms, 0)
             if due_ms > oldest_ms and not theme.paused:
                 oldest_ms = due_ms
             best.append((busy, waiting, -theme.theme_id, theme, due_ms))

@@ -39,6 +39,14 @@ class OrderedInts:
         """The smallest, or None."""
         return self._lists[0][0] if self._lists else None
 
+    def first_from(self, bound: int) -> int | None:
+        """The smallest that is not below `bound`, or None."""
+        position = bisect_left(self._maxes, bound)
+        if position == len(self._maxes):
+            return None
+        one = self._lists[position]
+        return one[bisect_left(one, bound)]
+
     def add(self, item: int) -> None:
         """Add an item that is not there yet."""
         self._length += 1

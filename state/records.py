@@ -29,6 +29,8 @@ NEVER = -1
 
 ID_BITS = 64  # a session's id in the lower bits of its place in an index
 ID_MASK = (1 << ID_BITS) - 1
+PRIORITY_SHIFT = 2 * ID_BITS  # above the due time and the id
+PRIORITIES_LOOKED_AT = 256
 
 
 Identity = int | bytes | str | tuple[str, int]
@@ -114,6 +116,22 @@ class Theme(Record):
     def can_serve(self) -> bool:
         """Whether an Acquire would get a session of it."""
         return not self.paused and len(self.ready) > 0 and self.has_room
+
+    @property
+    def oldest_due_ms(self) -> int | None:
+        """Since when that one of its ready sessions has been due that waits longest, if it has any.
+
+        Of the `PRIORITIES_LOOKED_AT` most urgent priorities that they have, if they have more.
+        """
+        oldest_ms = None
+        place = self.ready.first()
+        for _ in range(PRIORITIES_LOOKED_AT):
+            if place is None:
+                break
+            due_ms = place >> ID_BITS & ID_MASK
+            oldest_ms = due_ms if oldest_ms is None else min(oldest_ms, due_ms)
+            place = self.ready.first_from((place >> PRIORITY_SHIFT) + 1 << PRIORITY_SHIFT)
+        return oldest_ms
 
     @property
     def population(self) -> int:

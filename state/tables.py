@@ -26,6 +26,7 @@ from state.records import (
     CONSUMER,
     ID_BITS,
     ID_MASK,
+    PRIORITY_SHIFT,
     RECEIPT,
     SESSION,
     THEME,
@@ -41,7 +42,6 @@ from state.records import (
 from state.results import Result
 from state.transitions import ACTIVE, NOTHING, PARKED, READY, RULES, STORED, Act
 
-_PRIORITY_SHIFT = 128
 _TICK = RULES[Act.TICK]
 
 
@@ -113,7 +113,7 @@ class Tables:
             place = session.place
             if place <= self.horizon:
                 session.phase = READY
-                theme.ready.add(session.priority << _PRIORITY_SHIFT | place)
+                theme.ready.add(session.priority << PRIORITY_SHIFT | place)
                 self.awake.add(theme)
             else:
                 session.phase = STORED
@@ -134,7 +134,7 @@ class Tables:
         elif phase is not PARKED:
             place = session.place
             if phase is READY:
-                theme.ready.remove(session.priority << _PRIORITY_SHIFT | place)
+                theme.ready.remove(session.priority << PRIORITY_SHIFT | place)
             else:
                 self.sleeping.remove(place)
 

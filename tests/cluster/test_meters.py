@@ -252,7 +252,9 @@ async def test_a_survey_counts_what_is_there() -> None:
         match random.randrange(6):
             case 0 | 1:
                 delay_ms = random.choice([None, 0, 0, 5_000])
-                (created,) = bench.do(New(theme, repeat_after_ms=delay_ms))
+                priority = random.choice([1, 128, 9_000])
+                new = New(theme, priority=priority, repeat_after_ms=delay_ms)
+                (created,) = bench.do(new)
                 assert isinstance(created, Created)
                 if created.epoch:
                     held.append((created.session_id, created.epoch))

@@ -75,6 +75,11 @@ class OrderedIntsMachine(RuleBasedStateMachine):
         assert self.ints.pop_until(bound, count) == expected
         del self.model[: len(expected)]
 
+    @rule(bound=items)
+    def first_from(self, bound: int) -> None:
+        expected = next((item for item in self.model if item >= bound), None)
+        assert self.ints.first_from(bound) == expected
+
     @invariant()
     def same(self) -> None:
         assert len(self.ints) == len(self.model)
