@@ -14,6 +14,7 @@ holds is stored. One that vanished without a word keeps its sessions until their
 it may resume them at any node; then the reaper stores them.
 """
 
+import logging
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -29,7 +30,10 @@ from state.operations import Release, Store, Target
 
 BACKOFF_MIN_S = 0.1
 BACKOFF_MAX_S = 5.0
+_LOOK_S = 0.02  # whether a consumer that has left has nothing more to be done
 RELEASE_PAGE = 1024
+
+_log = logging.getLogger(__name__)
 
 CallLater = Callable[..., object]  # as that of a loop
 
@@ -112,7 +116,7 @@ class Operator:
 
     def ask(self, step: Step) -> None:
         """Do an operation after those before it."""
-        if self._current is None:
+        if self._current is None and not self._waiting:
             self._begin(step)
         elif self._waiting is None:
             self._waiting = deque((step,))
@@ -124,7 +128,7 @@ class Operator:
         if step.together is None:
             self._operators.gateway.submit(step.encoded, self._answered, is_ending=step.is_ending)
         else:
-            step.together.arrive(self)
+            step.together.arrive()
 
     def _answered(self, result: Result) -> None:
         step = self._current
@@ -138,12 +142,12 @@ class Operator:
         if step.is_verdict:
             self._operators.end(self)
         step.callback(result)
-        self._next()
+        self.go_on()
 
     def _failed(self, step: Step, failure: Failure) -> None:
         self._operators.budget.spend(failure)
         skipped = self._take_waiting()
-        if step.is_verdict and failure.retryable and _must_insist(step, failure):
+        if step.is_verdict and _must_insist(step, failure):
             # It stays the operator's own: tried until it is known, with nobody to tell.
             self._current = step._replace(callback=_nobody)
             self._operators.again(0, self._insist)
@@ -152,9 +156,8 @@ class Operator:
             if failure.code in _OVER:
                 self._operators.lose(self)
         step.callback(failure)
-        for one in skipped:
-            one.callback(SKIPPED)
-        self._next()
+        self._operators.skip(skipped)
+        self.go_on()
 
     def _insist(self, attempt: int) -> None:
         step = self._current
@@ -164,29 +167,57 @@ class Operator:
         def answered(result: Result) -> None:
             if isinstance(result, Failure):
                 self._operators.budget.spend(result)
-                if result.retryable:
+                if result.retryable or result.outcome is Outcome.UNKNOWN:
                     self._operators.again(attempt + 1, self._insist)
                     return
             self._current = None
             if not isinstance(result, Failure) or result.code in _OVER:
                 self._operators.end(self)
-            self._next()
+            self.go_on()
 
         self._operators.gateway.submit(step.encoded, answered, is_ending=True)
 
-    def _next(self) -> None:
+    def go_on(self) -> None:
+        """Do what waits, if it is time."""
         if self._waiting and self._current is None:
             self._begin(self._waiting.popleft())
 
-    def _take_waiting(self) -> list[Step]:
-        """What waits and has somebody to tell; what has not will be done all the same."""
+    def _take_waiting(self, behind: "_Together | None" = None) -> list[Step]:
+        """Take what waits out of the queue, all of it or what was said after a transaction.
+
+        What has nobody to tell stays: it will be done all the same.
+        """
         waiting, self._waiting = self._waiting, None
         if not waiting:
             return []
-        own = [one for one in waiting if one.callback is _nobody]
-        if own:
-            self._waiting = deque(own)
-        return [one for one in waiting if one.callback is not _nobody]
+        kept: deque[Step] = deque()
+        taken: list[Step] = []
+        is_behind = behind is None
+        for one in waiting:
+            if one.callback is _nobody or not is_behind:
+                if one.together is not None and one.together is behind:
+                    is_behind = True
+                else:
+                    kept.append(one)
+            else:
+                taken.append(one)
+                if one.together is not None:
+                    one.together.left(self)
+        if kept:
+            self._waiting = kept
+        return taken
+
+    def give_up(self, together: "_Together") -> list[Step]:
+        """Go on without a transaction that is not done; answers what was said after it."""
+        if self._current is not None and self._current.together is together:
+            self._current = None
+            return self._take_waiting()
+        return self._take_waiting(together)
+
+    def done_with(self, together: "_Together") -> None:
+        """Take note that a transaction is done."""
+        if self._current is not None and self._current.together is together:
+            self._current = None
 
     def store(self, cause: Cause, reason: str) -> None:
         """Let the session come back as its theme says: nobody directs this operator any more."""
@@ -196,16 +227,13 @@ class Operator:
             consumer.on_ended(self)
         skipped = self._take_waiting()
         self.ask(Step(encode(store), _nobody, is_verdict=True, is_ending=True))
-        for one in skipped:
-            one.callback(SKIPPED)
+        self._operators.skip(skipped)
 
-    def go_on(self, *, after_failure: bool) -> None:
-        """Go on after a transaction; if it has failed, without what was to follow it."""
-        self._current = None
-        if after_failure:
-            for one in self._take_waiting():
-                one.callback(SKIPPED)
-        self._next()
+    @property
+    def is_storing(self) -> bool:
+        """Whether it ends the session by itself, with nobody to tell."""
+        steps = (self._current, *(self._waiting or ()))
+        return any(one is not None and one.callback is _nobody for one in steps)
 
 
 class _Together:
@@ -214,54 +242,60 @@ class _Together:
     Two never wait for each other: one enters all its queues before another enters any.
     """
 
-    __slots__ = ("_arrived", "_callback", "_count", "_encoded", "_is_over", "_operators", "_weight")
+    __slots__ = ("_callback", "_encoded", "_missing", "_operators", "_weight", "at", "is_over")
 
     def __init__(
         self,
         operators: "Operators",
-        count: int,
+        at: Iterable[Operator],
         encoded: bytes,
         callback: Callback,
         weight: int,
     ) -> None:
         self._operators = operators
-        self._count = count
+        self.at = dict.fromkeys(at)  # in whose queues it is
+        self._missing = len(self.at)  # whose turn it is not yet
         self._encoded = encoded
         self._callback = callback
         self._weight = weight
-        self._arrived: list[Operator] = []
-        self._is_over = False
+        self.is_over = False
 
-    def arrive(self, operator: Operator) -> None:
+    @property
+    def step(self) -> Step:
+        """As an operator has it in its queue."""
+        return Step(b"", self.tell, is_verdict=False, is_ending=False, together=self)
+
+    def arrive(self) -> None:
         """Take note that it is its turn at one of them."""
-        if self._is_over:
-            operator.go_on(after_failure=False)
-            return
-        self._arrived.append(operator)
-        if len(self._arrived) == self._count:
+        self._missing -= 1
+        if not self._missing:
             self._operators.gateway.submit(self._encoded, self._answered, weight=self._weight)
 
-    def skipped(self, result: Result) -> None:
-        """Take note that it is not done: something before it has failed."""
-        if not self._is_over:
-            self._is_over = True
+    def left(self, operator: Operator) -> None:
+        """Take note that it is in an operator's queue no more."""
+        self.at.pop(operator, None)
+
+    def tell(self, result: Result) -> None:
+        """Answer whoever asked for it, once."""
+        if not self.is_over:
+            self.is_over = True
             self._callback(result)
-            for operator in self._arrived:
-                operator.go_on(after_failure=False)
 
     def _answered(self, result: Result) -> None:
-        self._is_over = True
-        operators, failed = self._operators, isinstance(result, Failure)
+        operators, at = self._operators, list(self.at)
         if isinstance(result, Failure):
             operators.budget.spend(result)
-        else:
-            operators.budget.earn()
-            for operator in self._arrived:
-                if operators.gateway.epoch(operator.session_id) != operator.epoch:
-                    operators.end(operator)
-        self._callback(result)
-        for operator in self._arrived:
-            operator.go_on(after_failure=failed)
+            self.tell(result)
+            operators.skip([self.step])
+            return
+        operators.budget.earn()
+        for operator in at:
+            operator.done_with(self)
+            if operators.gateway.epoch(operator.session_id) != operator.epoch:
+                operators.end(operator)
+        self.tell(result)
+        for operator in at:
+            operator.go_on()
 
 
 class Operators:
@@ -351,10 +385,28 @@ class Operators:
         if not operators:
             self.gateway.submit(encoded, callback, weight=weight)
             return
-        together = _Together(self, len(operators), encoded, callback, weight)
-        step = Step(b"", together.skipped, is_verdict=False, is_ending=False, together=together)
+        together = _Together(self, operators, encoded, callback, weight)
         for operator in operators:
-            operator.ask(step)
+            operator.ask(together.step)
+
+    def skip(self, steps: Iterable[Step]) -> None:
+        """Do not do what was said in the belief that something else would succeed.
+
+        A transaction among them is not done for any of its sessions, nor is what was said after it.
+        """
+        left = deque(steps)
+        freed: dict[Operator, None] = {}
+        while left:
+            step = left.popleft()
+            together = step.together
+            if together is not None:
+                at, together.at = together.at, {}
+                for operator in at:
+                    left.extend(operator.give_up(together))
+                freed |= at
+            step.callback(SKIPPED)
+        for operator in freed:
+            operator.go_on()
 
     def end(self, operator: Operator) -> None:
         """Take note that a session is no longer this operator's, by its own verdict."""
@@ -391,27 +443,43 @@ class Operators:
         if operator.consumer is None:  # else somebody knows of it all the same
             operator.store(Cause.SHUTDOWN, reason)
 
-    def release(self, consumer: bytes, cause: Cause, reason: str) -> None:
+    def release(self, consumer: bytes, cause: Cause, reason: str, held: Iterable[int] = ()) -> None:
         """Store all that a consumer holds, as it is gone for certain, however long that takes.
+
+        What it has said of the sessions that it held is done first, in the time of an operation.
 
         That names the consumer and no epochs, because these stay when a session is resumed: what
         another consumer has resumed by the time that this is applied is left alone.
         """
         self.releasing += 1
-        self._release(0, Release(consumer, RELEASE_PAGE, int(cause), reason))
+        found = map(self._by_session.get, held)
+        busy = [one for one in found if one is not None and one.depth > 1]
+        looks = int(self.gateway.timeout_ms / 1000 / _LOOK_S)
+        self._release_after(busy, looks, Release(consumer, RELEASE_PAGE, int(cause), reason))
+
+    def _release_after(self, busy: list[Operator], looks: int, release: Release) -> None:
+        # What is on its way is applied first in any case: operations of a node keep their order.
+        busy = [one for one in busy if one.depth > 1 and not one.has_ended]
+        if busy and looks:
+            self._call_later(_LOOK_S, self._release_after, busy, looks - 1, release)
+        else:
+            self._release(0, release)
 
     def _release(self, attempt: int, release: Release) -> None:
         def answered(result: Result) -> None:
             match result:
                 case LimitExceeded(limit="acquire_count", bound=bound) if bound < release.count:
                     self._release(0, replace(release, count=bound))
-                case Failure(retryable=True):
+                case Failure(retryable=True) | Failure(outcome=Outcome.UNKNOWN):
                     self.budget.spend(result)
                     self.again(attempt + 1, self._release, release)
                 case int() if result:
                     self._release(0, release)
                 case _:
                     self.releasing -= 1
+                    if isinstance(result, Failure):
+                        # What it holds comes back when its lease ends.
+                        _log.error("a consumer that is gone cannot be released: %s", result)
 
         encoded = encode(release)
         self.gateway.submit(encoded, answered, weight=release.count, is_ending=True)
@@ -444,7 +512,9 @@ class Operators:
 
 def _must_insist(step: Step, failure: Failure) -> bool:
     """Whether a verdict is tried again without being asked: its consumer cannot say."""
-    return failure.outcome is Outcome.UNKNOWN or step.callback is _nobody
+    if failure.outcome is Outcome.UNKNOWN:
+        return True
+    return failure.retryable and step.callback is _nobody
 
 
 def _nobody(_: Result) -> None:

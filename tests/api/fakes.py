@@ -89,6 +89,10 @@ class FakeGateway(Gateway):
     def _machine(self) -> StateMachine:
         return self.cluster.machine
 
+    @property
+    def timeout_ms(self) -> int:
+        return 5_000
+
     def _submit(
         self,
         encoded: bytes,

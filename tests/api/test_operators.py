@@ -410,28 +410,78 @@ def test_the_verdicts_of_a_transaction_end_operators_as_any(at: Setting) -> None
     assert late == [SessionNotFound()]
 
 
-def test_a_transaction_is_skipped_by_a_failure_before_it_and_skips_what_is_behind_it(
-    at: Setting,
-) -> None:
+def ask(operator: Operator, operation: Operation) -> Answers:
+    """Have any operator do something."""
+    answers = Answers()
+    is_verdict = isinstance(operation, VERDICTS)
+    operator.ask(Step(encode(operation), answers, is_verdict, is_verdict))
+    return answers
+
+
+def test_a_transaction_that_fails_skips_what_is_behind_it(at: Setting) -> None:
     other = at.new()
-    refused = at.append(if_revision=9)
-    skipped = transact(at, op.Append(other, 1, b"x"), op.Remove(at.id, 1))
     operator = at.operator_of(other)
-    behind = Answers()
-    operator.ask(Step(encode(op.Append(other, 1, b"y")), behind, is_verdict=False, is_ending=False))
-    at.node.commit_all()
-    assert isinstance(refused[0], Failure)
-    assert skipped == [SKIPPED]
-    assert behind == [2]  # of the other session nothing has failed
     failed = transact(at, op.Append(at.id, 1, b"x", 9), op.Append(other, 1, b"x"))
-    after = [at.append(), Answers()]
-    operator.ask(
-        Step(encode(op.Append(other, 1, b"y")), after[1], is_verdict=False, is_ending=False)
-    )
+    after = [at.append(), ask(operator, op.Append(other, 1, b"y"))]
     at.node.commit_all()
     assert isinstance(failed[0], TxnAborted)
     assert after == [[SKIPPED], [SKIPPED]]
     assert (at.operator.depth, operator.depth) == (0, 0)
+
+
+def test_a_transaction_that_is_skipped_skips_what_is_behind_it_at_all_its_sessions(
+    at: Setting,
+) -> None:
+    other, third = at.new(), at.new()
+    second, last = at.operator_of(other), at.operator_of(third)
+    before = ask(second, op.Append(other, 1, b"a"))
+    refused = at.append(if_revision=9)
+    skipped = transact(at, op.Append(at.id, 1, b"x"), op.Append(other, 1, b"result"))
+    chained = transact(at, op.Append(other, 1, b"x"), op.Append(third, 1, b"x"))
+    behind = [ask(second, op.Remove(other, 1)), ask(last, op.Remove(third, 1))]
+    at.node.commit_all()
+    assert isinstance(refused[0], Failure)
+    assert (skipped, chained) == ([SKIPPED], [SKIPPED])
+    assert behind == [[SKIPPED], [SKIPPED]], "nothing is removed whose result was not stored"
+    assert before == [2], "what was said before is done"
+    assert [one.depth for one in (at.operator, second, last)] == [0, 0, 0]
+    assert at.session(other).data == b"a"
+
+
+@pytest.mark.parametrize("is_chain", [False, True])
+def test_any_number_of_transactions_is_skipped_at_once(at: Setting, is_chain: bool) -> None:
+    count = 4_000
+    ids = [at.new() for _ in range(count + 1 if is_chain else 2)]
+    operators = list(map(at.operator_of, ids))
+    held_up = [ask(one, op.Append(one.session_id, 1, b"a")) for one in operators[1:]]
+    refused = ask(operators[0], op.Append(ids[0], 1, b"a", 9))
+    answers = [
+        transact(
+            at,
+            *(op.Append(one, 1, b"x") for one in (ids[number : number + 2] if is_chain else ids)),
+        )
+        for number in range(count)
+    ]
+    at.node.commit_all()
+    assert isinstance(refused[0], Failure)
+    assert all(one == [2] for one in held_up)
+    assert all(one == [SKIPPED] for one in answers)
+    assert not any(one.depth for one in operators)
+    assert ask(operators[1], op.Append(ids[1], 1, b"b")) == []
+    at.node.commit_all()
+    assert at.session(ids[1]).data == b"ab", "operators go on"
+
+
+def test_what_a_consumer_has_said_is_done_before_it_is_released(at: Setting) -> None:
+    said = [at.append(b"1"), at.append(b"2"), at.ask(op.Remove(at.id, 1))]
+    at.operators.release(at.consumer.name, Cause.DISCONNECTED, "gone", [at.id])
+    for _ in range(20):
+        at.node.commit_all()
+        at.cluster.loop.advance(0.05)
+    at.node.commit_all()
+    assert said == [[2], [3], [3]]
+    assert at.operators.releasing == 0
+    assert at.cluster.machine.session(at.id) is None
 
 
 def test_transactions_over_the_same_sessions_never_wait_for_each_other(at: Setting) -> None:

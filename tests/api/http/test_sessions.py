@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from api.operators import Operator, Step
+from api.operators import Step
 from tests.api.http.client import Client
 from tests.api.servers import Running
 
@@ -208,7 +208,7 @@ async def test_a_transaction_says_which_of_its_operations_makes_no_sense(caller:
 class Stuck:
     """What has its turn, and does not end."""
 
-    def arrive(self, _operator: Operator) -> None: ...
+    def arrive(self) -> None: ...
 
 
 async def test_a_transaction_waits_for_its_turn_at_each_of_its_sessions(
@@ -225,6 +225,7 @@ async def test_a_transaction_waits_for_its_turn_at_each_of_its_sessions(
     )
     assert late.problem == (504, "timed_out")
     assert late.json["outcome"] == "unknown"
-    operator.go_on(after_failure=False)
+    operator.done_with(stuck)
+    operator.go_on()
     read = await caller.get(f"/v1/sessions/{session_id}", headers=BYTES)
     assert read.body == b"ab", "it had its turn at last"
