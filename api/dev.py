@@ -74,6 +74,14 @@ class PortInUseError(DevError):
         self.port = port
 
 
+class NotReadyError(DevError):
+    """Nodes have not become ready in time."""
+
+    def __init__(self, timeout_s: float, names: Sequence[str]) -> None:
+        super().__init__(f"not ready within {timeout_s:.0f} s: {', '.join(names)}")
+        self.names = names
+
+
 class State(StrEnum):
     """What a node is meant to be doing."""
 
@@ -260,7 +268,10 @@ class LocalCluster:
         return node.state is State.RUNNING and node.is_alive and await _is_ready(node.http_port)
 
     async def wait_until_ready(self, *names: str, timeout_s: float = READY_TIMEOUT_S) -> None:
-        """Wait until these nodes are ready, or all that are meant to run. Raises `DevError`."""
+        """Wait until these nodes are ready, or all that are meant to run.
+
+        Raises `NotReadyError`, and `DevError` if one of them will never be.
+        """
         deadline_s = time.monotonic() + timeout_s
         while True:
             wanted = names or [
@@ -276,7 +287,7 @@ class LocalCluster:
                 node = await self.hopeless()
                 raise DevError(f"{node.name} has ended by itself {status_text(node.statuses[-1])}")
             if time.monotonic() > deadline_s:
-                raise DevError(f"not ready within {timeout_s:.0f} s: {', '.join(missing)}")
+                raise NotReadyError(timeout_s, missing)
             await asyncio.sleep(_POLL_S)
 
     # Ports
@@ -416,7 +427,7 @@ class LocalCluster:
             self._is_hopeless.set()
             return
         delay_s, node.backoff_s = node.backoff_s, min(2 * node.backoff_s, _BACKOFF_MAX_S)
-        self._say(f"{what}; it is started again in {delay_s:.1f} s")
+        self._say(f"{what}{_reason(status)}; it is started again in {delay_s:.1f} s")
         node.restarting = asyncio.create_task(self._start_later(node, delay_s))
 
     async def _start_later(self, node: LocalNode, delay_s: float) -> None:
@@ -534,6 +545,13 @@ def status_text(status: int) -> str:
     if status < 0:
         return f"by {signal.Signals(-status).name}"
     return f"with status {status}"
+
+
+def _reason(status: int) -> str:
+    if status == ExitStatus.IN_USE:
+        # Nodes of a cluster that was killed end as well, and may take their time over it.
+        return ": another process has its data directory, perhaps an earlier node that still stops"
+    return ""
 
 
 def _what_helps(status: int, node: LocalNode) -> str:

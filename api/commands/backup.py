@@ -14,16 +14,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
+from urllib.parse import urlsplit
 
 import click
 
-from api.commands.disk import NothingThereError, cluster_of, held, read_node
+from api.commands.disk import cluster_of, held, read_node
 from api.commands.rebirth import write_state
+from api.commands.refusals import refusals
 from api.commands.restore import moment, sessions
 from api.statuses import ExitStatus
-from cluster import MisalignedError
 from cluster.storage.disk import sync_directory
-from cluster.storage.errors import StorageError
 from cluster.storage.state_file import receive
 from state import StateMachine
 
@@ -38,6 +38,8 @@ _MIB = 1 << 20
 _PROGRESS_S = 0.2
 _TOKEN_BYTES_MAX = 4096
 
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
 
 class BackupError(Exception):
     """There is no backup; the message says why."""
@@ -47,13 +49,13 @@ class BackupError(Exception):
 @click.option("--url", metavar="URL", help="A node that runs, such as http://127.0.0.1:7601.")
 @click.option(
     "--token-file",
-    type=click.Path(path_type=Path),
+    type=_FILE,
     metavar="FILE",
     help="A file with a token of scope admin for all themes; nothing else is in it.",
 )
 @click.option(
     "--authority-file",
-    type=click.Path(path_type=Path),
+    type=_FILE,
     metavar="FILE",
     help="A PEM file with the authority that has signed the node's certificate, if the system "
     "does not know it.",
@@ -74,7 +76,7 @@ class BackupError(Exception):
 @click.option(
     "--output",
     required=True,
-    type=click.Path(path_type=Path),
+    type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
     help="Where the backup will be.",
 )
@@ -99,17 +101,19 @@ def backup(
         raise click.UsageError("--token-file and --authority-file belong to --url")
     if url is not None and uncommitted:
         raise click.UsageError("--uncommitted belongs to --data-directory")
+    if url is not None:
+        _check_url(url, has_authority=authority_file is not None)
+    if not (os.access(output.parent, os.W_OK | os.X_OK) and output.parent.is_dir()):
+        raise click.UsageError(f"no file can be made in {output.parent}; write another --output")
     if output.exists() and not force:
         raise click.UsageError(f"{output} is there already; write another name, or --force")
     try:
-        if url is not None:
-            machine, index = download(url, output, token_file, authority_file)
-        else:
-            machine, index = copy(directory or Path(), output, has_all=uncommitted)
-    except (StorageError, MisalignedError) as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(ExitStatus.DISK)
-    except (BackupError, NothingThereError, OSError) as error:
+        with refusals():
+            if url is not None:
+                machine, index = download(url, output, token_file, authority_file)
+            else:
+                machine, index = copy(directory or Path(), output, has_all=uncommitted)
+    except (BackupError, OSError) as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(ExitStatus.UNEXPECTED)
     cluster_id = cluster_of(output)
@@ -134,16 +138,50 @@ def download(
     return machine, summary.applied_index
 
 
+def _check_url(url: str, *, has_authority: bool) -> None:
+    """Raises `click.UsageError`."""
+    if "://" not in url:
+        raise click.UsageError(f"--url {url} has no scheme; write http://{url} or https://{url}")
+    try:
+        parts = urlsplit(url)
+        is_node = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+    except ValueError:
+        is_node = False
+    if not is_node:
+        raise click.UsageError(f"--url {url} is no node; write one such as http://127.0.0.1:7601")
+    if has_authority and not url.lower().startswith("https:"):
+        raise click.UsageError(f"--authority-file is for https, and --url is {url}")
+
+
 def _token(path: Path) -> str:
+    """Raises OSError and `click.UsageError`."""
     with path.open("rb") as file:
         content = file.read(_TOKEN_BYTES_MAX)
     try:
         token = content.decode("ascii").strip()
     except UnicodeDecodeError as error:
-        raise BackupError(f"{path} holds no token") from error
+        raise click.UsageError(f"--token-file {path} holds no token") from error
     if not token or not token.isprintable() or " " in token:
-        raise BackupError(f"{path} has to hold a token and nothing else")
+        raise click.UsageError(f"--token-file {path} has to hold a token and nothing else")
     return token
+
+
+def _context(authority_file: Path | None) -> ssl.SSLContext:
+    """Raises OSError and `click.UsageError`."""
+    try:
+        return ssl.create_default_context(cafile=authority_file)
+    except ssl.SSLError as error:
+        raise click.UsageError(
+            f"--authority-file {authority_file} has no certificate in PEM: {error.reason}"
+        ) from error
+
+
+def _reason(error: OSError) -> str:
+    """Why there is no connection. asyncio puts more about addresses into it than helps."""
+    number = error.errno or 0
+    if number <= 0 or isinstance(error, ssl.SSLError):  # numbers of their own
+        return error.strerror or str(error)
+    return os.strerror(number)
 
 
 async def _download(
@@ -154,7 +192,7 @@ async def _download(
     timeout = aiohttp.ClientTimeout(
         total=None, sock_connect=_CONNECT_TIMEOUT_S, sock_read=READ_TIMEOUT_S
     )
-    context = ssl.create_default_context(cafile=authority_file)
+    context = _context(authority_file)
     try:
         async with (
             aiohttp.ClientSession(timeout=timeout) as client,
@@ -176,6 +214,10 @@ async def _download(
                 async for piece in response.content.iter_chunked(_PIECE_BYTES):
                     file.write(piece)
                     progress.add(len(piece))
+    except aiohttp.ClientConnectorCertificateError as error:
+        raise BackupError(f"{url} is not trusted: {error.certificate_error}") from error
+    except aiohttp.ClientConnectorError as error:
+        raise BackupError(f"{url} cannot be reached: {_reason(error.os_error)}") from error
     except (aiohttp.ClientError, TimeoutError) as error:
         raise BackupError(f"{url} gives no backup: {str(error) or type(error).__name__}") from error
     except ValueError as error:  # what aiohttp says of some URLs

@@ -60,7 +60,11 @@ async def chaos(
     say: Callable[[str], object],
     settings: ChaosSettings | None = None,
 ) -> None:
-    """Let it happen, until cancelled. Raises `DevError` if the cluster does not get well again."""
+    """Let it happen, until cancelled.
+
+    Raises `NotReadyError` if the cluster does not get well again, and `DevError` if one of its
+    nodes never will.
+    """
     settings = settings or ChaosSettings()
     for event in plan(seed, list(cluster.nodes), settings):
         await cluster.wait_until_ready(timeout_s=settings.ready_timeout_s)

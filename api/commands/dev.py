@@ -19,6 +19,7 @@ from api.dev import (
     HTTP_PORT_MAX,
     DevError,
     LocalCluster,
+    NotReadyError,
     PortInUseError,
     check_count,
 )
@@ -87,6 +88,9 @@ def dev(
     except PortInUseError as error:
         click.echo(f"error: {error}; write another --http-port", err=True)
         sys.exit(ExitStatus.LISTEN)
+    except NotReadyError as error:
+        click.echo(f"error: the cluster does not get well again: {error}", err=True)
+        sys.exit(ExitStatus.UNEXPECTED)
     except (DevError, OSError) as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(ExitStatus.SETTINGS)
@@ -128,11 +132,14 @@ async def _run(cluster: LocalCluster, seed: int | None, printer: "Printer") -> i
     finally:
         printer.say("stopping all nodes; Ctrl-C again hurries them")
         await cluster.stop()
-    for task in done:
-        task.result()
-    hopeless = [one.hopeless for one in cluster.nodes.values() if one.hopeless is not None]
     printer.say("stopped")
-    return hopeless[0] if hopeless else ExitStatus.STOPPED
+    errors = [error for task in done if (error := task.exception()) is not None]
+    for one in cluster.nodes.values():
+        if one.hopeless is not None:  # this is why, whatever else came of it
+            return one.hopeless
+    if errors:
+        raise errors[0]
+    return ExitStatus.STOPPED
 
 
 async def _attend(cluster: LocalCluster, seed: int | None, say: Say) -> None:

@@ -39,6 +39,13 @@ _SEGMENT = re.compile(r"segment-([0-9]{16})")
 class NothingThereError(Exception):
     """There is no node on this disk, not even a part of one."""
 
+    def __init__(self, directory: Path) -> None:
+        super().__init__(
+            f"there is no node in {directory}: a start would begin a new one, with nothing in it. "
+            "If there should be one, look whether its volume is mounted"
+        )
+        self.directory = directory
+
 
 class ReadOnlyFile:
     """A file that takes writes and does nothing with them."""
@@ -130,9 +137,30 @@ def segments(directory: Path) -> list[tuple[int, str]]:
     return sorted((int(found[1]), name) for name in names if (found := _SEGMENT.fullmatch(name)))
 
 
+def parts(directory: Path) -> tuple[bool, bool]:
+    """Whether there is a journal, and whether a checkpoint; one of them is.
+
+    Raises `NothingThereError`, and `DiskError` if it cannot be told.
+    """
+    path = directory / STATE
+    has_journal = bool(segments(directory / JOURNAL))
+    try:
+        path.stat()
+        has_checkpoint = True
+    except FileNotFoundError:
+        has_checkpoint = False
+    except OSError as error:
+        raise DiskError.of(os.fspath(path), "open", error) from error
+    if not has_journal and not has_checkpoint:
+        raise NothingThereError(directory)
+    return has_journal, has_checkpoint
+
+
 @contextlib.contextmanager
 def held(directory: Path) -> Iterator[None]:
-    """Keep a node from starting on this disk meanwhile. Raises `LockedError` if one runs.
+    """Keep a node from starting on this disk meanwhile.
+
+    Raises `LockedError` if one runs, and `DiskError` if that cannot be told.
 
     Who has never started has no lock to take, and making one would be a change.
     """
@@ -303,9 +331,7 @@ def read_node(directory: Path, identity: Identity | None = None) -> Found:
     Without `identity`, whoever's it is.
     """
     state_path, journal_path = directory / STATE, directory / JOURNAL
-    has_journal, has_checkpoint = bool(segments(journal_path)), state_path.exists()
-    if not has_journal and not has_checkpoint:
-        raise NothingThereError(f"{directory} has neither a journal nor a checkpoint")
+    has_journal, has_checkpoint = parts(directory)
     check_presence(has_journal=has_journal, has_checkpoint=has_checkpoint)
     identity = identity or identity_of(journal_path)
     if identity is None:

@@ -28,7 +28,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from api.commands.disk import JOURNAL, STATE
+from api.commands.disk import JOURNAL, STATE, held
 from cluster.storage.disk import OsDirectory, make_directory, sync_directory
 from cluster.storage.errors import DiskError
 from cluster.storage.journal_files import JournalFiles, JournalSettings
@@ -185,14 +185,20 @@ def write_state(
 
 
 def check_empty(directory: Path) -> None:
-    """Refuse a directory that has something in it. Raises `RestoreError`."""
+    """Refuse a directory that has something in it.
+
+    Raises `RestoreError`, `LockedError` if it has a node that runs, and `DiskError` if it cannot be
+    told.
+    """
     try:
         names = sorted({one.name for one in directory.iterdir()} - _IGNORED_NAMES)
     except FileNotFoundError:
         return
     except OSError as error:
-        raise RestoreError(f"{directory} cannot be looked at: {error.strerror or error}") from error
+        raise DiskError.of(os.fspath(directory), "list", error) from error
     if names:
+        with contextlib.suppress(DiskError), held(directory):
+            pass
         shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")  # noqa: PLR2004
         raise RestoreError(
             f"{directory} is not empty (it has {shown}); write another --data-directory, or move "

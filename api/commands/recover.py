@@ -14,27 +14,26 @@ import click
 from api.commands.disk import (
     JOURNAL,
     STATE,
-    NothingThereError,
     has_half_written,
     held,
     identity_of,
+    parts,
     read_checkpoint,
     read_journal,
-    segments,
 )
 from api.commands.rebirth import RestoreError, check_empty, make_member, release_all
+from api.commands.refusals import refusals
 from api.commands.restore import identity_or_refuse, moment, sessions, start_text
-from api.commands.salvage import NothingLeftError, salvage
+from api.commands.salvage import salvage
 from api.commands.salvage_journal import JournalScan, scan_journal
 from api.settings.table import SETTINGS
-from api.statuses import ExitStatus
+from api.statuses import ExitStatus, disk_status
 from cluster import MisalignedError
 from cluster.consensus.log import Recovered
 from cluster.recovery import align, check_presence
 from cluster.storage.errors import (
     DamagedError,
     DiskError,
-    LockedError,
     NewerVersionError,
     StorageError,
     WrongIdentityError,
@@ -75,8 +74,8 @@ MEANINGS = {
     "older one but a backup of that time.",
     Kind.IDENTITY: "Nothing is damaged. A disk is mounted at the wrong node, or the settings "
     "node.id and node.cluster_id are not those that it was written with.",
-    Kind.UNREADABLE: "The operating system refused to read it; it says why above. That may be a "
-    "matter of rights: look as the user that the server runs as.",
+    Kind.UNREADABLE: "The operating system could not read it, and says why above: as a rule, "
+    "the disk fails.",
 }
 
 # Others have all that this disk had, or it holds nothing but what they have.
@@ -120,36 +119,35 @@ class Report:
 
 
 def examine(directory: Path, cluster_id: str | None = None, node_id: str | None = None) -> Report:
-    """Look at a disk. Raises `NothingThereError`, and `LockedError` if its node runs.
+    """Look at a disk. With ids, says whether it is the disk that it should be.
 
-    With ids, says whether it is the disk that it should be.
+    Raises `NothingThereError`, `LockedError` if its node runs, and `DiskError` if whoever asks has
+    not the right to look, or the path is that of a file.
     """
     report = Report(directory)
-    with held(directory):
-        state_path, journal_path = directory / STATE, directory / JOURNAL
-        try:
-            has_journal, has_checkpoint = bool(segments(journal_path)), state_path.exists()
-        except (DiskError, OSError) as error:
-            report.add(Kind.UNREADABLE, str(error))
-            return report
-        if not has_journal and not has_checkpoint:
-            raise NothingThereError(
-                f"there is no node in {directory}: a start would begin a new one, with nothing in "
-                "it. If there should be one, look whether its volume is mounted"
-            )
-        try:
-            check_presence(has_journal=has_journal, has_checkpoint=has_checkpoint)
-        except MisalignedError as error:
-            report.add(Kind.MISSING, f"{journal_path}: {error}")
-        checkpoint = _examine_checkpoint(report, state_path) if has_checkpoint else None
-        recovered = _examine_journal(report, journal_path) if has_journal else None
-        _examine_identity(report, checkpoint, cluster_id, node_id)
-        if recovered is not None and (checkpoint is not None or not has_checkpoint):
-            try:
-                align(recovered, None if checkpoint is None else checkpoint.place)
-            except MisalignedError as error:
-                report.add(Kind.MISALIGNED if has_checkpoint else Kind.MISSING, str(error))
+    try:
+        with held(directory):
+            _examine(report, cluster_id, node_id)
+    except DiskError as error:
+        report.add(_kind_of(error, Kind.UNREADABLE), str(error))
     return report
+
+
+def _examine(report: Report, cluster_id: str | None, node_id: str | None) -> None:
+    state_path, journal_path = report.directory / STATE, report.directory / JOURNAL
+    has_journal, has_checkpoint = parts(report.directory)
+    try:
+        check_presence(has_journal=has_journal, has_checkpoint=has_checkpoint)
+    except MisalignedError as error:
+        report.add(Kind.MISSING, f"{journal_path}: {error}")
+    checkpoint = _examine_checkpoint(report, state_path) if has_checkpoint else None
+    recovered = _examine_journal(report, journal_path) if has_journal else None
+    _examine_identity(report, checkpoint, cluster_id, node_id)
+    if recovered is not None and (checkpoint is not None or not has_checkpoint):
+        try:
+            align(recovered, None if checkpoint is None else checkpoint.place)
+        except MisalignedError as error:
+            report.add(Kind.MISALIGNED if has_checkpoint else Kind.MISSING, str(error))
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +233,9 @@ def _examine_identity(
 
 
 def _kind_of(error: StorageError, damage: Kind) -> Kind:
+    """What an error says of the disk. Raised again if it says nothing of the disk."""
+    if disk_status(error) is not ExitStatus.DISK:
+        raise error
     match error:
         case NewerVersionError():
             return Kind.NEWER
@@ -318,30 +319,19 @@ def recover(
 ) -> None:
     """Say what is wrong with the disk of a node that is stopped, and what can be done.
 
-    Ends with 0 if a node would start with it, with 3 if it would not, or with 2 if there is none,
-    or it is running. With --salvage these mean the same: 3 says that something was missing.
+    Ends with 0 if a node would start with it, with 3 if it would not; with 2 if there is none, or
+    it cannot be looked at, and with 7 if it is running. With --salvage these mean the same: 3 says
+    that something was missing.
     """
-    try:
+    with refusals():
         report = examine(directory, cluster_id, node_id)
-    except LockedError as error:
-        click.echo(f"error: {error}: its node runs; stop it first", err=True)
-        sys.exit(ExitStatus.SETTINGS)
-    except NothingThereError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(ExitStatus.SETTINGS)
     status = ExitStatus.STOPPED if report.is_whole else ExitStatus.DISK
     if target is None:
         for line in lines(report):
             click.echo(line)
         sys.exit(status)
-    try:
+    with refusals("nothing was written"):
         _salvage(report, target)
-    except RestoreError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(ExitStatus.SETTINGS)
-    except (NothingLeftError, StorageError) as error:
-        click.echo(f"error: nothing was written: {error}", err=True)
-        sys.exit(ExitStatus.DISK)
     sys.exit(status)
 
 

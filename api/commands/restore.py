@@ -2,7 +2,6 @@
 
 import re
 import secrets
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,10 +9,9 @@ import click
 
 from api.commands.disk import cluster_of
 from api.commands.rebirth import RestoreError, check_empty, make_member, release_all
+from api.commands.refusals import refusals
 from api.settings.table import SETTINGS
-from api.statuses import ExitStatus
 from cluster.network.settings import CLUSTER_CHARS_MAX
-from cluster.storage.errors import StorageError
 from cluster.storage.records import Identity
 from cluster.storage.state_file import receive
 
@@ -49,7 +47,7 @@ def identity_or_refuse(old: str, cluster_id: str | None, node_id: str) -> Identi
     "--from",
     "backup",
     required=True,
-    type=click.Path(path_type=Path),
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="FILE",
     help="The backup.",
 )
@@ -79,7 +77,7 @@ def restore(backup: Path, directory: Path, cluster_id: str | None, node_id: str)
     It never becomes part of the cluster that the backup is of. For a cluster of three, restore the
     same file for each of its members, with the same --cluster-id; then start them in any order.
     """
-    try:
+    with refusals():
         check_empty(directory)  # before the long part
         old = cluster_of(backup)
         identity = identity_or_refuse(old, cluster_id, node_id)
@@ -88,12 +86,6 @@ def restore(backup: Path, directory: Path, cluster_id: str | None, node_id: str)
         made = make_member(
             directory, identity, machine, summary.applied_term, summary.applied_index
         )
-    except RestoreError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(ExitStatus.SETTINGS)
-    except StorageError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(ExitStatus.DISK)
     what = f"entry {summary.applied_index} of cluster {old}"
     click.echo(f"restored {sessions(made.session_count)} as of {what}, {moment(now_ms)}")
     click.echo(start_text(directory, identity, released))

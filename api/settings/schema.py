@@ -1,7 +1,8 @@
 """The table as a JSON schema, for the chart's values: groups of settings, as in the file.
 
 Draft 7, which is what Helm reads. It accepts nothing that the server refuses by a value's kind,
-range or form; what does not fit together is found by the server alone.
+range or form. Of hosts and paths it knows the letters at most: which of them can be, and what fits
+together, is found by the server alone.
 """
 
 from collections.abc import Mapping
@@ -11,7 +12,8 @@ from typing import Any
 from api.settings.table import GROUPS, TABLE, Kind, Setting
 from cluster import Address
 
-_ADDRESS_PATTERN = r"^(\[[0-9A-Fa-f:.%a-z]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}$"
+_HOST = r"(\[[0-9A-Fa-f:.%a-z]+\]|[A-Za-z0-9._-]+)"
+_PORT = "[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]"
 
 
 def json_schema() -> dict[str, Any]:
@@ -60,9 +62,9 @@ def _type(setting: Setting) -> dict[str, Any]:
             return {"type": "string", **({} if setting.default is None else {"minLength": 1})}
         case Kind.ADDRESS:
             empty = "" if setting.default is not None else "^$|"
-            return {"type": "string", "pattern": empty + _ADDRESS_PATTERN}
+            return {"type": "string", "pattern": f"{empty}^{_HOST}:(0|{_PORT})$"}
         case Kind.PEERS:
-            address = {"type": "string", "pattern": _ADDRESS_PATTERN}
+            address = {"type": "string", "pattern": f"^{_HOST}:({_PORT})$"}
             return {"type": "object", "additionalProperties": address}
 
 

@@ -280,7 +280,8 @@ class OsDirectory:
 def make_directory(path: str) -> None:
     """Make a directory, and those above it that are missing; durable are the names of all.
 
-    One that is there already is left as it is. Raises `DiskError`.
+    What is made is for its owner alone; one that is there already is left as it is. Raises
+    `DiskError`.
     """
     try:
         one = Path(path)
@@ -289,7 +290,7 @@ def make_directory(path: str) -> None:
             missing.append(one)
             one = one.parent
         for one in reversed(missing):
-            one.mkdir(exist_ok=True)
+            one.mkdir(mode=0o700, exist_ok=True)
             sync_directory(os.fspath(one.parent))
     except OSError as error:
         raise DiskError.of(path, "create", error) from error

@@ -11,6 +11,8 @@ it relies on, and why:
   syncs, and a power cut could undo what `commit` had promised.
 * `locking_mode=EXCLUSIVE`: somebody who reads along with `sqlite3` gets "database is locked", and
   not a checkpoint that fails. To look inside while the node runs there is `copy`.
+* All of it is for its owner alone, as it holds what clients stored. SQLite makes what it has beside
+  a file with the rights of that file, so it is enough to see to those before SQLite opens it.
 * A first checkpoint is written under another name and renamed when it is whole: a `state.db` that
   is there has been committed, and one that is empty is damage, never a new node.
 * Many rows to a statement: SQLite lets go of the interpreter's lock for each statement, and a busy
@@ -20,6 +22,7 @@ it relies on, and why:
 import contextlib
 import errno
 import hashlib
+import logging
 import os
 import sqlite3
 import stat
@@ -52,6 +55,8 @@ from cluster.storage.state_schema import (
 from state import FIELDS, Item, StateMachine
 from state.records import CHECK, META, SESSION
 
+_log = logging.getLogger(__name__)
+
 CACHE_BYTES = 64 << 20  # of pages, while a transaction runs; dirty ones beyond it are written early
 COPY_PAGES = 256  # in one step: 4 MiB
 READ_BYTES = 1 << 20
@@ -69,6 +74,8 @@ _SMALL_BYTES = 64 << 10
 _SIBLINGS = ("-journal", "-wal", "-shm")
 _NEW = ".new"
 _PART = ".part"
+
+_OTHERS = 0o077  # the rights of all but the owner
 
 _LEAST_ID = -(2**63)
 
@@ -291,6 +298,7 @@ class StateFile:
         self._has_failed = False
         path = self._file_path
         try:
+            _make_private(path)
             with sqlite_errors(path, "open"):
                 self._connection = connection = connect(path, "mode=rw")
                 row = identify(connection, path, self.cluster_id)
@@ -324,9 +332,10 @@ class StateFile:
         self._has_failed = False
         self._file_path = path = self.path + _NEW
         _remove_all(path)
+        _create_private(path)
         try:
             with sqlite_errors(path, "create"):
-                self._connection = connection = connect(path, "mode=rwc")
+                self._connection = connection = connect(path, "mode=rw")
                 connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
                 connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                 connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
@@ -553,6 +562,32 @@ def _is_there(path: str) -> bool:
     return True
 
 
+def _with_siblings(path: str) -> list[Path]:
+    """A file, and what SQLite may have beside it."""
+    return [Path(path + suffix) for suffix in ("", *_SIBLINGS)]
+
+
+def _create_private(path: str) -> None:
+    """Make an empty file that is for its owner alone, whatever the umask is."""
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        raise DiskError.of(path, "create", error) from error
+
+
+def _make_private(path: str) -> None:
+    """Leave a file, and what is beside it, to its owner alone; say so if that is impossible."""
+    for one in _with_siblings(path):
+        try:
+            mode = stat.S_IMODE(one.stat().st_mode)
+            if mode & _OTHERS:
+                one.chmod(mode & ~_OTHERS)
+        except FileNotFoundError:
+            continue
+        except OSError as error:  # it is another user's, or on a disk that knows no rights
+            _log.warning("%s stays open to other users of this machine: %s", one, error.strerror)
+
+
 def _put_in_place(source: str, path: str) -> None:
     """Rename a file, durably and with all that is in it, so that nothing beside belongs to it."""
     try:
@@ -580,14 +615,15 @@ def _sync(path: str) -> None:
 def _remove_all(path: str) -> None:
     """Remove a file that counts for nothing, and what is beside it."""
     try:
-        for name in (path, *(path + sibling for sibling in _SIBLINGS)):
-            Path(name).unlink(missing_ok=True)
+        for one in _with_siblings(path):
+            one.unlink(missing_ok=True)
     except OSError as error:
         raise DiskError.of(path, "remove", error) from error
 
 
 def _back_up(connection: sqlite3.Connection, path: str) -> None:
-    with contextlib.closing(connect(path, "mode=rwc")) as target:
+    _create_private(path)
+    with contextlib.closing(connect(path, "mode=rw")) as target:
         # No journal: what is not whole is thrown away.
         target.execute("PRAGMA journal_mode = OFF")
         target.execute("PRAGMA synchronous = OFF")

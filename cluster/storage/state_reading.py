@@ -113,6 +113,8 @@ def _storage_error(path: str, operation: str, error: sqlite3.Error) -> StorageEr
     match None if code is None else code & 0xFF:  # above it are details
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
             return LockedError(path)
+        case sqlite3.SQLITE_CANTOPEN if _is_withheld(path):
+            number = errno.EACCES
         case sqlite3.SQLITE_FULL:
             number = errno.ENOSPC
         case sqlite3.SQLITE_IOERR | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_NOLFS:
@@ -124,6 +126,10 @@ def _storage_error(path: str, operation: str, error: sqlite3.Error) -> StorageEr
         case _:
             return DamagedError(path, str(error))
     return DiskError.of(path, operation, OSError(number, f"{os.strerror(number)} ({error})"))
+
+
+def _is_withheld(path: str) -> bool:
+    return os.access(path, os.F_OK) and not os.access(path, os.R_OK)
 
 
 # Loading

@@ -1,6 +1,7 @@
 """A local cluster, as a value and as a command: real processes on this machine."""
 
 import asyncio
+import fcntl
 import json
 import os
 import re
@@ -197,6 +198,28 @@ async def test_a_disk_that_is_not_whole_is_hopeless(tmp_path: Path) -> None:
         node = await cluster.hopeless()
         assert (node.lives, node.hopeless) == (1, ExitStatus.DISK)
     assert any(f"recover --data-directory {tmp_path}/node-1" in text for text in told)
+
+
+async def test_a_directory_that_is_not_free_yet_is_waited_for(tmp_path: Path) -> None:
+    told: list[str] = []
+    async with ready(cluster_in(tmp_path, nodes=1)):
+        pass
+    with (tmp_path / "node-1" / "journal" / "lock").open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        cluster = cluster_in(tmp_path, on_line=lambda _, text: told.append(text))
+        await cluster.start()
+        node = cluster.nodes["node-1"]
+        await until(lambda: ExitStatus.IN_USE in node.statuses)
+    try:
+        await cluster.wait_until_ready()
+        assert node.hopeless is None
+    finally:
+        await cluster.stop()
+    pattern = (
+        r"node-1 has ended by itself after [0-9.]+ s, with status 7: another process has its data "
+        r"directory, .*; it is started again in 0\.5 s"
+    )
+    assert any(re.fullmatch(pattern, line) for line in told), told
 
 
 async def test_ports_that_are_in_use(tmp_path: Path) -> None:
@@ -458,6 +481,28 @@ async def test_a_second_ctrl_c_hurries(tmp_path: Path) -> None:
     assert not is_there(child)
 
 
+async def test_after_a_kill_it_waits_for_what_is_left(tmp_path: Path) -> None:
+    words = ("--nodes", "1", "--http-port", "0", "--", *SMALL)
+    async with command(tmp_path / "dev", *words) as first:
+        await read_until(first, r"ready after")
+        (child,) = children_of(first.pid)
+        os.kill(child, signal.SIGSTOP)  # so that it takes its time
+        first.kill()
+        await first.wait()
+    try:
+        async with command(tmp_path / "dev", *words) as second:
+            await read_until(second, r"another process has its data directory.* started again in")
+            os.kill(child, signal.SIGCONT)
+            await read_until(second, r"ready after")
+            second.send_signal(signal.SIGINT)
+            await rest_of(second)
+    finally:
+        if is_there(child):
+            os.kill(child, signal.SIGKILL)
+    assert second.returncode == 0
+    assert not is_there(child)
+
+
 def children_of(pid: int) -> list[int]:
     text = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8")
     return list(map(int, text.split()))
@@ -471,6 +516,30 @@ async def test_the_command_s_chaos_prints_its_seed(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         await rest_of(process)
     assert process.returncode == 0
+
+
+async def test_chaos_without_recovery_is_told(tmp_path: Path) -> None:
+    """With no time to become ready again, the first kill is one too many."""
+    code = f"""
+import functools, sys
+from api.commands import chaos, dev
+
+settings = chaos.ChaosSettings(0.0, 0.0, 0.0, 0.0, ready_timeout_s=0.0)
+dev.let_happen = functools.partial(chaos.chaos, settings=settings)
+dev.dev({["--directory", str(tmp_path / "dev"), "--http-port", "0", "--chaos", "--", *SMALL]!r})
+"""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", code),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        cwd=ROOT,
+    )
+    lines = await rest_of(process)
+    assert process.returncode == ExitStatus.UNEXPECTED
+    assert re.match(
+        r"error: the cluster does not get well again: not ready within 0 s: node-\d", lines[-1]
+    )
+    assert "dev   stopped" in lines
 
 
 async def test_settings_that_are_wrong_end_the_command(tmp_path: Path) -> None:

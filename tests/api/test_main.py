@@ -99,6 +99,7 @@ def test_statuses_never_change_their_meaning() -> None:
         "LISTEN": 4,
         "NODE_FAILED": 5,
         "BUDGET_SPENT": 6,
+        "IN_USE": 7,
     }
 
 

@@ -136,6 +136,11 @@ def contents(directory: Path) -> dict[Path, tuple[bytes, int]]:
     }
 
 
+def open_to_others(directory: Path) -> list[Path]:
+    """What other users of this machine may do anything with."""
+    return [one for one in (directory, *directory.rglob("*")) if one.stat().st_mode & 0o077]
+
+
 def names(directory: Path) -> list[str]:
     """What a directory has in it."""
     return sorted(one.name for one in directory.iterdir())

@@ -155,7 +155,8 @@ async def test_the_system_s_authorities_are_not_enough(tmp_path: Path, old: Path
         words += ("--authority-file", tmp_path / "authority.pem")
         taken = await asyncio.to_thread(run, "backup", "--url", url, *words)
     assert refused.exit_code == ExitStatus.UNEXPECTED
-    assert "certificate" in refused.stderr
+    assert f"{url} is not trusted: " in refused.stderr
+    assert "certificate verify failed" in refused.stderr
     assert taken.exit_code == ExitStatus.STOPPED, taken.output
 
 
@@ -169,12 +170,41 @@ async def test_a_refusal_is_told(tmp_path: Path, old: Path) -> None:
     assert not output.exists()
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "nonsense", "ftp://x"])
-def test_what_is_no_node_is_told(tmp_path: Path, url: str) -> None:
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("127.0.0.1:7601", "write http://127.0.0.1:7601 or https://127.0.0.1:7601"),
+        ("nonsense", "write http://nonsense or https://nonsense"),
+        ("ftp://x", "write one such as http://127.0.0.1:7601"),
+        ("http://", "write one such as http://127.0.0.1:7601"),
+        ("http://[::1", "write one such as http://127.0.0.1:7601"),
+        ("http://localhost:99999", "write one such as http://127.0.0.1:7601"),
+    ],
+)
+def test_a_url_that_is_none_is_told_what_to_write(tmp_path: Path, url: str, says: str) -> None:
+    result = run("backup", "--url", url, "--output", tmp_path / "backup.db")
+    assert result.exit_code == ExitStatus.SETTINGS
+    assert f"--url {url} " in result.stderr
+    assert says in result.stderr
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_node_that_is_not_there_is_told(tmp_path: Path, scheme: str) -> None:
+    url = f"{scheme}://localhost:1"
     result = run("backup", "--url", url, "--output", tmp_path / "backup.db")
     assert result.exit_code == ExitStatus.UNEXPECTED
-    assert url in result.stderr
+    assert result.stderr == f"error: {url} cannot be reached: Connection refused\n"
     assert names(tmp_path) == []
+
+
+async def test_a_node_that_speaks_no_tls_is_told(tmp_path: Path, old: Path) -> None:
+    with node(file_server(old / "state.db")) as url:
+        words = ("--url", url.replace("http:", "https:"), "--output", tmp_path / "backup.db")
+        result = await asyncio.to_thread(run, "backup", *words)
+    assert result.exit_code == ExitStatus.UNEXPECTED
+    assert "cannot be reached: [SSL" in result.stderr
+    assert " object at " not in result.stderr
 
 
 async def test_a_token_goes_to_nobody_else(tmp_path: Path) -> None:
@@ -246,25 +276,6 @@ async def test_entries_that_are_not_known_to_be_committed_are_told_of(tmp_path: 
     assert counts[0] < counts[1] == 5
 
 
-async def test_a_running_node_s_disk_is_left_alone(tmp_path: Path) -> None:
-    async with Node(alone(tmp_path / "old")) as one:
-        await one.wait_until_ready()
-        words = ("--data-directory", tmp_path / "old", "--output", tmp_path / "backup.db")
-        result = await asyncio.to_thread(run, "backup", *words)
-    assert result.exit_code == ExitStatus.DISK
-    assert "in use" in result.stderr
-
-
-def test_nothing_is_no_node(tmp_path: Path) -> None:
-    (tmp_path / "old").mkdir()
-    for name in ("old", "gone"):
-        words = ("--data-directory", tmp_path / name, "--output", tmp_path / "backup.db")
-        result = run("backup", *words)
-        assert result.exit_code == ExitStatus.UNEXPECTED
-        assert "neither a journal nor a checkpoint" in result.stderr
-    assert names(tmp_path) == ["old"]
-
-
 # What is asked for
 
 
@@ -285,6 +296,7 @@ def test_a_file_that_is_there_stays_unless_forced(tmp_path: Path, old: Path) -> 
         ("--url", "http://x", "--data-directory", "y"),
         ("--data-directory", "y", "--token-file", "z"),
         ("--url", "http://x", "--uncommitted"),
+        ("--url", "http://x", "--authority-file", __file__),
     ],
 )
 def test_one_source_and_what_belongs_to_it(tmp_path: Path, words: tuple[str, ...]) -> None:
@@ -298,8 +310,34 @@ def test_a_token_file_holds_a_token(tmp_path: Path, content: str) -> None:
     path.write_text(content, encoding="utf-8")
     words = ("--url", "http://127.0.0.1:1", "--token-file", path)
     result = run("backup", *words, "--output", tmp_path / "backup.db")
-    assert result.exit_code == ExitStatus.UNEXPECTED
-    assert str(path) in result.stderr
+    assert result.exit_code == ExitStatus.SETTINGS
+    assert f"--token-file {path} " in result.stderr
+
+
+@pytest.mark.parametrize("flag", ["--token-file", "--authority-file"])
+def test_a_file_that_is_not_there_is_named(tmp_path: Path, flag: str) -> None:
+    words = ("--url", "https://127.0.0.1:1", flag, "gone", "--output", tmp_path / "backup.db")
+    result = run("backup", *words)
+    assert result.exit_code == ExitStatus.SETTINGS
+    assert f"{flag}'" in result.stderr
+    assert "'gone' does not exist" in result.stderr
+
+
+def test_a_file_without_an_authority_is_named(tmp_path: Path) -> None:
+    words = ("--url", "https://127.0.0.1:1", "--authority-file", __file__)
+    result = run("backup", *words, "--output", tmp_path / "backup.db")
+    assert result.exit_code == ExitStatus.SETTINGS
+    assert f"--authority-file {__file__} has no certificate in PEM" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["gone", "file"])
+def test_a_place_for_no_file_is_named(tmp_path: Path, old: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    words = ("--data-directory", old, "--output", tmp_path / name / "backup.db")
+    result = run("backup", *words)
+    assert result.exit_code == ExitStatus.SETTINGS
+    assert f"no file can be made in {tmp_path / name}; write another --output" in result.stderr
+    assert names(tmp_path) == ["file", "old"]
 
 
 def test_help_says_what_it_does() -> None:

@@ -3,11 +3,12 @@
 import contextlib
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
-import sys
+import sysconfig
 import tomllib
 from pathlib import Path
 
@@ -15,6 +16,9 @@ import pytest
 import trustme
 
 from api.commands.recover import Kind
+from api.main import COMMANDS
+from api.security import hash_token
+from api.security.tokens_file import parse_tokens
 from api.statuses import ExitStatus
 from cluster import Address
 from tests.api.commands.disks import run
@@ -71,28 +75,48 @@ def with_ports(command: str, first: int) -> str:
     return command
 
 
+@pytest.fixture
+def installed() -> Path:
+    """The command as it was installed for the Python that runs this."""
+    found = shutil.which("ritornello-server", path=sysconfig.get_path("scripts"))
+    assert found is not None, "ritornello-server is not installed: run `make venv`"
+    return Path(found)
+
+
+def environment() -> dict[str, str]:
+    """Without settings of the server, and with this project as it is here."""
+    others = {name: one for name, one in os.environ.items() if "RITORNELLO" not in name}
+    return {**others, "PYTHONPATH": str(ROOT)}
+
+
+def test_the_command_is_installed(installed: Path, tmp_path: Path) -> None:
+    def said(*words: str) -> str:
+        command = [str(installed), *words]
+        return subprocess.run(  # noqa: S603 - our own command
+            command, cwd=tmp_path, env=environment(), check=True, capture_output=True, text=True
+        ).stdout
+
+    shown = said("--help")
+    assert shown.startswith("Usage: ritornello-server [OPTIONS] COMMAND [ARGS]...")
+    assert re.findall(r"^  ([a-z-]+) {2,}\S", shown.split("Commands:")[1], re.MULTILINE) == list(
+        COMMANDS
+    )
+    assert tomllib.loads(said("check-config", "--node-id", "node-7"))["node"]["id"] == "node-7"
+    assert re.fullmatch(r"ritornello-server, version [0-9.]+\n", said("--version"))
+
+
 @pytest.mark.skipif(shutil.which("curl") is None, reason="it needs curl")
-def test_the_commands_do_what_the_page_says(tmp_path: Path) -> None:
+def test_the_commands_do_what_the_page_says(installed: Path, tmp_path: Path) -> None:
     bash = shutil.which("bash")
     assert bash is not None
-    (tmp_path / "bin").mkdir()
-    server = tmp_path / "bin" / "ritornello-server"
-    server.write_text(f'#!/bin/sh\nexec "{sys.executable}" -P -m api.main "$@"\n', encoding="utf-8")
-    server.chmod(0o755)
-    (tmp_path / "work").mkdir()
     first = free_ports(3)
     lines = ["trap 'kill $(jobs -p) 2> /dev/null; wait' EXIT"]
     for command, _ in steps():
         lines += [with_ports(command, first), f"echo; echo '{_MARK}'"]
-    environment = {name: one for name, one in os.environ.items() if "RITORNELLO" not in name}
     shell = subprocess.Popen(  # noqa: S603 - our own text
         [bash, "-u", "-c", "\n".join(lines)],
-        cwd=tmp_path / "work",
-        env={
-            **environment,
-            "PATH": f"{tmp_path}/bin:{environment['PATH']}",
-            "PYTHONPATH": str(ROOT),
-        },
+        cwd=tmp_path,
+        env={**environment(), "PATH": f"{installed.parent}:{os.environ['PATH']}"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -128,6 +152,17 @@ def test_the_file_of_the_page_is_right(tmp_path: Path) -> None:
     assert result.exit_code == ExitStatus.STOPPED, result.stderr
     assert result.stderr == ""
     assert tomllib.loads(result.stdout)["node"]["peers"]["node-3"] == str(Address("10.0.0.3", 7600))
+
+
+def test_the_command_for_a_token_makes_the_one_of_its_page() -> None:
+    page = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^ritornello-server (new-token .*) >> \S+$", page, re.MULTILINE)
+    (file,) = re.findall(r"^```toml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    result = run(*shlex.split(command))
+    ((secret, made),) = parse_tokens("made", result.stdout.encode()).items()
+    shown, *_ = parse_tokens("shown", file.encode()).values()
+    assert (made.name, made.scope, made.themes) == (shown.name, shown.scope, shown.themes)
+    assert hash_token(result.stderr.split()[-1]).encode() == b"sha256:" + secret.hex().encode()
 
 
 def test_the_page_has_all_statuses() -> None:

@@ -1,6 +1,8 @@
 """`recover` says of a disk what a start would say, and what is left of it; it changes nothing."""
 
 import asyncio
+import errno
+import os
 import re
 import shutil
 import sqlite3
@@ -30,6 +32,7 @@ from tests.api.commands.disks import (
     fill,
     grow,
     names,
+    open_to_others,
     run,
     running,
 )
@@ -218,12 +221,6 @@ def newer_checkpoint(disk: Path) -> None:
         connection.execute("PRAGMA user_version = 9")
 
 
-def unreadable_checkpoint(disk: Path) -> None:
-    path = disk / "state.db"
-    path.unlink()
-    path.symlink_to(path)
-
-
 CASES: list[tuple[Callable[[Path], None], list[Kind]]] = [
     (nothing, []),
     (torn_tail, []),
@@ -335,18 +332,38 @@ async def test_a_running_node_is_left_alone(tmp_path: Path) -> None:
         await node.wait_until_ready()
         with pytest.raises(LockedError):
             examine(tmp_path / "disk")
-        result = await asyncio.to_thread(run, "recover", "--data-directory", tmp_path / "disk")
-    assert result.exit_code == ExitStatus.SETTINGS
-    assert "stop it first" in result.stderr
 
 
 def test_nothing_is_told_from_a_new_node(tmp_path: Path) -> None:
     with pytest.raises(NothingThereError):
         examine(tmp_path)
-    result = run("recover", "--data-directory", tmp_path)
-    assert result.exit_code == ExitStatus.SETTINGS
-    assert "volume is mounted" in result.stderr
     assert names(tmp_path) == []
+
+
+def unreadable_checkpoint(disk: Path, _: pytest.MonkeyPatch) -> None:
+    path = disk / "state.db"
+    path.unlink()
+    path.symlink_to(path)
+
+
+def unreadable_segment(_: Path, patch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    patch.setattr(os, "pread", fail)
+
+
+@pytest.mark.parametrize("harm", [unreadable_checkpoint, unreadable_segment])
+def test_what_the_disk_does_not_give_is_unreadable(
+    disk: Path, monkeypatch: pytest.MonkeyPatch, harm: Callable[[Path, pytest.MonkeyPatch], None]
+) -> None:
+    harm(disk, monkeypatch)
+    report = examine(disk)
+    result = run("recover", "--data-directory", disk)
+    assert report.wrong == [Kind.UNREADABLE]
+    assert result.exit_code == ExitStatus.DISK
+    assert "Unreadable. The operating system could not read it" in result.stdout
+    assert "give this one an empty directory" in result.stdout
 
 
 # Salvage
@@ -382,6 +399,12 @@ async def test_a_whole_disk_without_its_cluster_begins_another(disk: Path) -> No
     async with running([alone(disk.with_name("salvaged"), found[1])]) as (node,):
         await node.submit(New(7, b"more"))
         assert node.machine.session_count == 56
+
+
+@pytest.mark.usefixtures("usual_umask")
+def test_what_is_salvaged_is_for_its_owner_alone(disk: Path) -> None:
+    salvage(disk)
+    assert open_to_others(disk.with_name("salvaged")) == []
 
 
 def test_damage_that_the_checkpoint_makes_good(disk: Path) -> None:

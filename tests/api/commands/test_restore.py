@@ -42,7 +42,16 @@ from state.operations import (
     Touch,
     Unpark,
 )
-from tests.api.commands.disks import HOUR_MS, OLD, alone, grow, run, running, trio
+from tests.api.commands.disks import (
+    HOUR_MS,
+    OLD,
+    alone,
+    grow,
+    open_to_others,
+    run,
+    running,
+    trio,
+)
 from tests.state.workload import Workload
 
 NEW_CLUSTER = re.compile(r"new cluster (\S+)")
@@ -142,6 +151,15 @@ async def test_what_was_active_is_due_and_has_its_attempt_back(
         assert parked is not None
         assert (parked.phase, parked.last_reason) == (Phase.PARKED, "broken")
         await node.submit(Unpark(parked.session_id))
+
+
+@pytest.mark.usefixtures("usual_umask")
+async def test_all_of_it_is_for_its_owner_alone(tmp_path: Path, backup: Path) -> None:
+    cluster_id = restored(run("restore", "--from", backup, "--data-directory", tmp_path / "new"))
+    assert open_to_others(tmp_path / "new") == []
+    async with running([alone(tmp_path / "new", cluster_id)]) as (node,):
+        await node.submit(New(7, b"more"))
+        assert open_to_others(tmp_path / "new") == []
 
 
 # Nothing is taken for what it is not
@@ -287,13 +305,6 @@ def test_any_state_is_kept(tmp_path_factory: pytest.TempPathFactory, seed: int, 
 # Refused
 
 
-async def test_a_directory_with_something_in_it_is_refused(tmp_path: Path, backup: Path) -> None:
-    await grow(tmp_path / "busy")
-    result = run("restore", "--from", backup, "--data-directory", tmp_path / "busy")
-    assert result.exit_code == ExitStatus.SETTINGS
-    assert "is not empty (it has journal, state.db)" in result.stderr
-
-
 async def test_a_fresh_volume_is_empty(tmp_path: Path, backup: Path) -> None:
     (tmp_path / "volume" / "lost+found").mkdir(parents=True)
     restored(run("restore", "--from", backup, "--data-directory", tmp_path / "volume"))
@@ -315,11 +326,17 @@ async def test_names_that_are_none_are_refused(tmp_path: Path, backup: Path, nam
     assert "ASCII letters" in result.stderr
 
 
-@pytest.mark.parametrize("content", [None, b"", b"no database " * 1000])
-def test_what_is_no_backup_is_refused(tmp_path: Path, content: bytes | None) -> None:
+def test_a_backup_that_is_not_there_is_named(tmp_path: Path) -> None:
+    result = run("restore", "--from", "gone", "--data-directory", tmp_path / "new")
+    assert result.exit_code == ExitStatus.SETTINGS
+    assert "'gone' does not exist" in result.stderr
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"no database " * 1000])
+def test_what_is_no_backup_is_refused(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "backup.db"
-    if content is not None:
-        file.write_bytes(content)
+    file.write_bytes(content)
     result = run("restore", "--from", file, "--data-directory", tmp_path / "new")
     assert result.exit_code == ExitStatus.DISK
     assert str(file) in result.stderr

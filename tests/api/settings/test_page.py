@@ -7,10 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from api.settings import GROUPS, TABLE, Kind, Setting, build, json_schema, settings_page
+from api.settings import (
+    GROUPS,
+    SETTINGS,
+    TABLE,
+    Kind,
+    Setting,
+    build,
+    json_schema,
+    settings_page,
+)
 from api.settings.kinds import SenselessError, read_toml
 from cluster import Address
 from tests.api.settings.reading import read
@@ -118,6 +127,28 @@ def test_the_schema_has_all_and_its_defaults_pass() -> None:
 def test_the_schema_accepts_every_value(pair: tuple[Setting, Any]) -> None:
     setting, value = pair
     assert accepts(json_schema(), {setting.group: {setting.name: plain(value)}})
+
+
+HOSTS = st.sampled_from(["localhost", "10.0.0.1", "node-1.nodes.svc.", "[::1]", "[fe80::1%eth0]"])
+PORTS = st.one_of(
+    st.integers(0, 99_999).map(str), st.integers(65_000, 66_000).map(str), st.from_regex("[0-9]*")
+)
+
+
+@given(HOSTS, PORTS)
+@example("localhost", "0")
+@example("localhost", "65535")
+@example("localhost", "65536")
+@example("localhost", "00080")
+def test_the_schema_has_the_server_s_ports(host: str, port: str) -> None:
+    for name, said in (("bind", f"{host}:{port}"), ("peers", {"a": f"{host}:{port}"})):
+        is_accepted = accepts(json_schema(), {"node": {name: said}})
+        try:
+            read_toml(SETTINGS[f"node.{name}"], said)
+        except SenselessError:
+            assert not is_accepted
+        else:
+            assert is_accepted or port.startswith("0")
 
 
 @pytest.mark.parametrize("setting", TABLE, ids=lambda one: one.full_name)

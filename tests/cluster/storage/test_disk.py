@@ -208,9 +208,9 @@ def test_a_directory_is_made_with_durable_names(
     done: list[tuple[str, Path]] = []
     mkdir, fsync = Path.mkdir, os.fsync
 
-    def make(self: Path, *, exist_ok: bool) -> None:
+    def make(self: Path, mode: int, *, exist_ok: bool) -> None:
         done.append(("made", self))
-        mkdir(self, exist_ok=exist_ok)
+        mkdir(self, mode, exist_ok=exist_ok)
 
     def sync(descriptor: int) -> None:
         done.append(("synced", Path(f"/proc/self/fd/{descriptor}").readlink()))
@@ -228,6 +228,18 @@ def test_a_directory_is_made_with_durable_names(
     assert done == expected
     make_directory(str(tmp_path / "a" / "b"))
     assert done == expected
+
+
+def test_directories_that_are_made_are_for_their_owner_alone(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there").chmod(0o750)
+    before = os.umask(0o022)
+    try:
+        make_directory(str(tmp_path / "there" / "a" / "b"))
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
+    assert modes == {"there": 0o750, "a": 0o700, "b": 0o700}
 
 
 def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The checkpoint is the state at its last commit, all of it; anything else is refused by name."""
 
+import errno
 import gc
 import os
 import resource
@@ -358,6 +359,105 @@ for use in (
         )
         assert told.stdout == "locked\nlocked\n"
     opened(path).close()
+
+
+# Who may read it
+
+
+@pytest.fixture
+def usual_umask() -> Iterator[None]:
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+def modes(directory: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mode & 0o777 for path in directory.iterdir()}
+
+
+@pytest.mark.usefixtures("usual_umask")
+def test_all_that_is_written_is_for_its_owner_alone(path: Path) -> None:
+    log = Log(operations=600)
+    found: dict[str, int] = {}
+
+    def look() -> None:
+        found.update(modes(path.parent))
+
+    with closing(created(path)) as file:
+        for _ in range(2):
+            index = log.step()
+            capture = log.machine.capture_changes()
+            put(file, capture, 1 << 16, look)
+            file.commit(index, 1)
+            capture.commit()
+            look()
+        file.copy(str(path) + ".copy")
+        look()
+    names_of_new = {"state.db.new", "state.db.new-journal"}
+    assert found.keys() == {"state.db", "state.db-journal", "state.db.copy"} | names_of_new
+    assert set(found.values()) == {0o600}
+
+
+@pytest.mark.usefixtures("usual_umask")
+def test_one_that_others_can_read_is_narrowed_when_it_is_opened(path: Path) -> None:
+    log = Log()
+    log.step()
+    with closing(created(path)) as file:
+        checkpoint(file, log.machine)
+    path.with_name("state.db-journal").touch()
+    for name in modes(path.parent):
+        path.with_name(name).chmod(0o664)
+    verify(str(path), CLUSTER)  # only looks
+    assert modes(path.parent) == {"state.db": 0o664, "state.db-journal": 0o664}
+    with closing(opened(path)) as file:
+        assert modes(path.parent) == {"state.db": 0o600, "state.db-journal": 0o600}
+        log.step()
+        checkpoint(file, log.machine)
+    assert set(modes(path.parent).values()) == {0o600}
+
+
+def test_one_that_cannot_be_narrowed_is_told_of(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = Log()
+    log.step()
+    with closing(created(path)) as file:
+        checkpoint(file, log.machine)
+    path.chmod(0o644)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "chmod", refuse)
+    with closing(opened(path)) as file:
+        assert listing_of(file) == listing(whole(log.machine))
+    assert caplog.messages == [
+        f"{path} stays open to other users of this machine: Operation not permitted"
+    ]
+
+
+def test_one_that_may_not_be_read_is_no_fault_of_the_disk(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite says that it cannot open the file, whatever the reason is."""
+    log = Log()
+    log.step()
+    with closing(created(path)) as file:
+        checkpoint(file, log.machine)
+
+    def cannot_open(*_: object) -> sqlite3.Connection:
+        error = sqlite3.OperationalError("unable to open database file")
+        error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
+        raise error
+
+    monkeypatch.setattr(state_file, "connect", cannot_open)
+    for may_read, number in ((True, errno.EIO), (False, errno.EACCES)):
+        # A test's user may be one that is never refused.
+        monkeypatch.setattr(os, "access", lambda _, mode, may=may_read: mode == os.F_OK or may)
+        for use in (StateFile.open, verify):
+            with pytest.raises(DiskError) as told:
+                use(str(path), CLUSTER)
+            assert told.value.errno == number
 
 
 # Whose it is, and which version
