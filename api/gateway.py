@@ -208,9 +208,12 @@ class Gateway:
         """A theme; one without sessions and without a policy of its own is like all such."""
         return next(self._themes([theme_id]), None) or ThemeView(theme_id)
 
-    def themes(self, after: int, limit: int) -> list[ThemeView]:
-        """The themes above one, in order."""
-        found = sorted(one.theme_id for one in self._machine.themes() if one.theme_id > after)
+    def themes(
+        self, after: int, limit: int, may_see: Callable[[int], bool] = lambda _: True
+    ) -> list[ThemeView]:
+        """The themes above one that somebody may see, in order."""
+        themes = (one.theme_id for one in self._machine.themes())
+        found = sorted(one for one in themes if one > after and may_see(one))
         return list(self._themes(found[:limit]))
 
     def _themes(self, theme_ids: Iterable[int]) -> Iterator[ThemeView]:

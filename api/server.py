@@ -20,13 +20,13 @@ from collections.abc import Callable
 from typing import Any
 
 import uvloop
-from aiohttp import web
 
 from api.budget import ErrorBudget
 from api.frontend import FrontEnd
 from api.gateway import Gateway
 from api.health import Health
 from api.http.app import Http
+from api.http.listening import Listener
 from api.http.routes import ROUTES
 from api.security import Authenticator, FileWatch, NoTokens, ServerTls, Tokens, Watched
 from api.settings.build import ServerSettings
@@ -80,7 +80,7 @@ class Server:
         self._leaving: asyncio.Future[ExitStatus] = asyncio.get_running_loop().create_future()
         self._is_hurried = asyncio.Event()
         self._http: Http | None = None
-        self._runner: web.ServerRunner | None = None
+        self._listener: Listener | None = None
         self._watch: FileWatch | None = None
         self._front: FrontEnd | None = None
 
@@ -94,7 +94,7 @@ class Server:
     @property
     def addresses(self) -> list[tuple[str, int]]:
         """Where it listens."""
-        return [] if self._runner is None else [one[:2] for one in self._runner.addresses]
+        return [] if self._listener is None else self._listener.addresses
 
     async def start(self) -> None:
         """Recover, take part, listen. Leaves nothing open if it raises."""
@@ -149,16 +149,8 @@ class Server:
         self._http = serving = Http(self._front, meter=meter, tracer=self._front.tracing)
         metrics.connection_count = lambda: serving.connections
         metrics.loop_lag.start()
-        self._runner = serving.runner()
-        await self._runner.setup()
-        site = web.TCPSite(
-            self._runner,
-            http.bind.host,
-            http.bind.port,
-            ssl_context=None if tls is None else tls.context,
-            backlog=1024,
-        )
-        await site.start()
+        self._listener = serving.listener(None if tls is None else tls.context)
+        await self._listener.start(http.bind.host, http.bind.port)
         for host, port in self.addresses:
             scheme = "http" if tls is None else "https"
             written = f"[{host}]" if ":" in host else host
@@ -217,12 +209,11 @@ class Server:
             await asyncio.sleep(_POLL_S)
 
     async def _close(self) -> None:
-        if self._runner is not None:
-            for site in self._runner.sites:
-                await site.stop()
+        if self._listener is not None:
+            await self._listener.stop()
         await self.gateway.stop()  # after it all that was asked has its answer, which may leave yet
-        if self._runner is not None:
-            await self._runner.cleanup()
+        if self._listener is not None:
+            await self._listener.close()
         if self._front is not None:
             self._front.metrics.loop_lag.stop()
             if self._front.tracing is not None:

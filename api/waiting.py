@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from api.answers import SessionView
 from api.gateway import Gateway
 from state import Applied, Failure, encode
+from state.errors import LimitExceeded
 from state.limits import HOUR_MS
 from state.operations import Acquire
 
@@ -81,8 +82,9 @@ class Waiters:
         or if the waiter is leaving. Perhaps that is before this returns.
         """
         waiter = Waiter(tuple(dict.fromkeys(themes)), count, consumer, found)
-        if self._is_stopped:
-            waiter.answer([])
+        refused = self._refused(waiter)
+        if refused is not None or self._is_stopped:
+            waiter.answer(refused or [])
             return waiter
         for theme in waiter.themes:
             line = self._lines.get(theme)
@@ -95,6 +97,18 @@ class Waiters:
         if self._timer is None:
             self._timer = self._loop.call_later(_LOOK_S, self._look)
         return waiter
+
+    def _refused(self, waiter: Waiter) -> Failure | None:
+        """Why the cluster would refuse it, whenever it is asked: known before anything is due."""
+        limits = self._gateway.limits()
+        for limit, value in (
+            ("acquire_count", waiter.count),
+            ("acquire_themes", len(waiter.themes)),
+        ):
+            bound = getattr(limits, limit)
+            if value > bound:
+                return LimitExceeded(limit, value, bound)
+        return None
 
     def leave(self, waiter: Waiter) -> bool:
         """Wait no more. False if its Acquire is on its way: then that is still answered."""

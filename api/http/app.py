@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import logging
 import re
+import ssl
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -18,6 +19,7 @@ from api.frontend import FrontEnd
 from api.http import bodies
 from api.http.answering import Answer, HttpRequest
 from api.http.calls import REQUEST_ID, TIMEOUT, Call, timeout_of
+from api.http.listening import Listener
 from api.http.origins import Origins
 from api.http.paths import Paths, UnreadablePathError
 from api.http.protocol import Server
@@ -103,13 +105,13 @@ class Http:
         for position, route in enumerate(routes):
             self._paths.add(route.path, Methods())[route.method] = (position, route)
 
-    def runner(self) -> web.ServerRunner:
-        """What listens, once it has been given a site."""
+    def listener(self, context: ssl.SSLContext | None = None) -> Listener:
+        """What listens, with TLS if it is given a context. There is one."""
         settings = self._front.settings
         loop = asyncio.get_running_loop()
         request = partial(_request, loop, settings)
         self._server = Server(self._serve, settings, self._ids.__next__, request_factory=request)
-        return web.ServerRunner(self._server, shutdown_timeout=1.0)
+        return Listener(self._server, context)
 
     @property
     def connections(self) -> int:

@@ -21,7 +21,7 @@ _PHASES = {one.name.lower(): one for one in (Phase.STORED, Phase.READY, Phase.AC
 class SessionListAnswer(Struct, kw_only=True):
     """A page of sessions, without their chunks, in the order of their ids.
 
-    A page may be short, or even empty, and yet not be the last one: that has no `cursor`.
+    A page may be short, or even empty, and yet not be the last one: its `cursor` is null.
     """
 
     sessions: list[SessionView]

@@ -79,7 +79,7 @@ class Origins:
             return {"Vary": "Origin"}
         return {
             "Vary": "Origin",
-            "Access-Control-Allow-Origin": origin,
+            "Access-Control-Allow-Origin": _ALL if _ALL in self._allowed else origin,
             "Access-Control-Expose-Headers": _EXPOSED,
         }
 

@@ -49,8 +49,9 @@ class Server(web.Server):
         self.count = 0
         self._by_host: dict[str, int] = {}
 
-    def __call__(self) -> "Protocol":
-        return Protocol(self, loop=self._loop, **self._kwargs)
+    def __call__(self, host: str | None = None) -> "Protocol":
+        """For a new connection; with a host if it is counted already."""
+        return Protocol(self, host, loop=self._loop, **self._kwargs)
 
     def admit(self, host: str) -> Problem | None:
         """Count a connection; answers why it may not stay."""
@@ -74,6 +75,12 @@ class Server(web.Server):
             del self._by_host[host]
 
 
+def host_of(transport: asyncio.BaseTransport) -> str:
+    """Whose connections are counted together."""
+    peer = transport.get_extra_info("peername")
+    return address_key(peer[0] if isinstance(peer, tuple) else "")
+
+
 def _too_many(detail: str) -> Problem:
     return Problem(
         503,
@@ -90,15 +97,23 @@ class Protocol(web.RequestHandler):
 
     __slots__ = ("_host", "_server")
 
-    def __init__(self, server: Server, *, loop: asyncio.AbstractEventLoop, **given: Any) -> None:  # noqa: ANN401 - aiohttp's
+    def __init__(
+        self,
+        server: Server,
+        host: str | None,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        **given: Any,  # noqa: ANN401 - aiohttp's
+    ) -> None:
         super().__init__(server, loop=loop, **given)
         self._server = server
-        self._host: str | None = None
+        self._host = host  # by which it is counted; None before that, and after
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        peer = self.peername
-        self._host = address_key(peer[0] if isinstance(peer, tuple) else "")
+        if self._host is not None:
+            return
+        self._host = host_of(transport)
         problem = self._server.admit(self._host)
         if problem is not None:
             # No check for `asyncio.Transport`: uvloop's are none.
@@ -110,6 +125,11 @@ class Protocol(web.RequestHandler):
             self._server.release(self._host)
             self._host = None
         super().connection_lost(exc)
+
+    def log_exception(self, *args: Any, **kw: Any) -> None:  # noqa: ANN401 - as aiohttp has it
+        """Log a defect, and not what a stranger has sent or left unsent."""
+        if not isinstance(kw.get("exc_info"), web.RequestPayloadError | ConnectionError):
+            super().log_exception(*args, **kw)
 
     def handle_error(
         self,

@@ -115,6 +115,8 @@ async def _wait(
         # Its answer is on its way.
         async with asyncio.timeout(call.timeout_ms / 1000):
             result = await future
+    except TimeoutError:
+        return []  # what is handed out yet is given back: see `found`
     except BaseException:
         waiters.leave(waiter)
         if not future.cancel() and not future.cancelled():

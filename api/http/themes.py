@@ -55,7 +55,7 @@ class ThemeAnswer(Struct, kw_only=True):
 
 
 class ThemesAnswer(Struct, kw_only=True):
-    """A page of themes; `cursor` is absent on the last one."""
+    """A page of themes; `cursor` is null on the last one."""
 
     themes: list[ThemeAnswer]
     cursor: str | None = None
@@ -85,9 +85,9 @@ async def show_all(call: Call) -> web.Response:
     call.front.check(call.principal, Scope.READ)
     if not call.is_stale_enough:
         await call.read()
-    found = call.front.gateway.themes(after, limit + 1)
+    found = call.front.gateway.themes(after, limit + 1, call.principal.may_theme)
     cursor = str(found[limit - 1].theme) if len(found) > limit else None
-    seen = [_answer(one) for one in found[:limit] if call.principal.may_theme(one.theme)]
+    seen = [_answer(one) for one in found[:limit]]
     return call.answer(ThemesAnswer(themes=seen, cursor=cursor))
 
 

@@ -256,8 +256,8 @@ TABLE: tuple[Setting, ...] = (
         1,
         HOUR_MS,
         "How long stopping may take for handing over and a last checkpoint, and as long again for "
-        "closing what is open. http.drain_ms comes before it: give a supervisor's patience the sum "
-        "of drain_ms and twice this.",
+        "closing what is open. http.drain_ms comes before it: give a supervisor's patience "
+        "drain_ms, twice this, and 10 seconds more for connections.",
     ),
     _number(
         "journal",
@@ -502,7 +502,8 @@ TABLE: tuple[Setting, ...] = (
         8 * MIB,
         64 * KIB,
         GIB,
-        "How much may wait for a consumer that does not read. Beyond it the connection is closed.",
+        "How much of sessions may wait for a consumer to read them. While it is more, no more of "
+        "its requests are read.",
     ),
     _number(
         "http",
@@ -519,7 +520,8 @@ TABLE: tuple[Setting, ...] = (
         5 * SECOND_MS,
         0,
         HOUR_MS,
-        "How long consumers have to leave by themselves when the server is stopped.",
+        "How long consumers have to leave by themselves when the server is stopped, and how long "
+        "requests are served while some still come.",
     ),
     _number(
         "http",

@@ -81,6 +81,11 @@ class Running:
         return self.server.addresses[0][1]
 
     @property
+    def connections(self) -> int:
+        """How many it counts."""
+        return int(self.front.metrics.connection_count())
+
+    @property
     def url(self) -> str:
         return f"{self.scheme}://{self.host}"
 

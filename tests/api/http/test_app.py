@@ -48,10 +48,9 @@ async def test_requests_are_counted_and_traced_by_their_routes(running: Running)
     watcher = Watcher()
     http = Http(running.front, meter=watcher, tracer=watcher)
     assert http.connections == 0
-    runner = http.runner()
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    listener = http.listener()
+    await listener.start("127.0.0.1", 0)
+    url = f"http://127.0.0.1:{listener.addresses[0][1]}"
     async with ClientSession(url, headers={"X-Request-Id": "me"}) as session:
         for path in ("/v1/sessions/1", "/livez", "/nowhere"):
             async with session.get(path) as response:
@@ -62,7 +61,7 @@ async def test_requests_are_counted_and_traced_by_their_routes(running: Running)
         ("GET", "/v1/sessions/{id}", 404, "me"),
         ("GET", "/livez", 200, "me"),
     ]
-    await runner.cleanup()
+    await listener.close()
     await until(lambda: http.connections == 0)
 
 
@@ -76,10 +75,9 @@ async def test_an_answer_that_breaks_off_is_not_followed_by_another(
         raise ValueError("no more")
 
     routes = (Route("GET", "/broken", break_off, None, "about"),)
-    runner = Http(running.front, routes=routes).runner()
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    reader, writer = await asyncio.open_connection(*runner.addresses[0][:2])
+    listener = Http(running.front, routes=routes).listener()
+    await listener.start("127.0.0.1", 0)
+    reader, writer = await asyncio.open_connection(*listener.addresses[0])
     writer.write(b"GET /broken HTTP/1.1\r\n" + HOST + b"\r\n")
     async with asyncio.timeout(READY_S):
         received = await reader.read()
@@ -87,7 +85,7 @@ async def test_an_answer_that_breaks_off_is_not_followed_by_another(
     assert not received.endswith(b"0\r\n\r\n")  # whoever reads it can tell
     assert "broken off" in caplog.text
     writer.close()
-    await runner.cleanup()
+    await listener.close()
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.api.http import raw
 from tests.api.http.client import Client, client
-from tests.api.servers import HTTP, server
+from tests.api.servers import HTTP, Running, server
 
 NEW = "/v1/themes/7/sessions"
 BYTES = {"Accept": "application/octet-stream"}
@@ -216,9 +217,20 @@ async def test_a_coding_that_nobody_knows_is_no_data(caller: Client) -> None:
         assert answer.problem in {(415, "unsupported_media"), (400, "bad_request")}
 
 
-async def test_a_body_that_is_not_compressed_as_it_says_is_refused(caller: Client) -> None:
+async def test_a_body_that_is_not_compressed_as_it_says_is_refused(
+    running: Running, caller: Client, caplog: pytest.LogCaptureFixture
+) -> None:
     answer = await caller.post(NEW, b"no gzip at all", headers={"Content-Encoding": "gzip"})
     assert answer.problem == (400, "bad_request")
+    async with raw.connection(running) as (reader, writer):
+        # Nobody looks into the body of this one.
+        writer.write(
+            b"POST /nowhere HTTP/1.1\r\nHost: %s\r\nContent-Encoding: gzip\r\n"
+            b"Content-Length: 13\r\n\r\nno gzip at al" % running.host.encode()
+        )
+        assert (await raw.answer(reader)).status == 404
+        assert await raw.is_closed(reader)
+    assert "Traceback" not in caplog.text, "a stranger cannot fill the log"
 
 
 async def test_a_body_beyond_the_bound_is_refused_before_it_fills_the_memory(

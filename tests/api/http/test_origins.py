@@ -10,6 +10,7 @@ from api.http.origins import Origins, is_own_name
 from api.problems import Refusal
 from api.settings.build import HttpSettings
 from cluster import Address
+from tests.api.http import raw
 from tests.api.http.client import Client, client
 from tests.api.security.files import entry
 from tests.api.servers import HTTP, Running, server
@@ -130,7 +131,7 @@ async def test_a_site_that_is_named_may_read_the_answers(
         }
         preflight = await site.ask("OPTIONS", NEW, headers=asked)
         assert preflight.status == 204
-        assert preflight.headers["Access-Control-Allow-Origin"] == SITE
+        assert preflight.headers["Access-Control-Allow-Origin"] == origins[0]
         assert "POST" in preflight.headers["Access-Control-Allow-Methods"]
         for name in ("Authorization", "Ritornello-Epoch", "Content-Type", "Idempotency-Key"):
             assert name in preflight.headers["Access-Control-Allow-Headers"]
@@ -142,9 +143,20 @@ async def test_a_site_that_is_named_may_read_the_answers(
             await site.get("/nowhere"),
             await site.get("/v1/themes"),  # a refusal can be read, too
         ):
-            assert answer.headers["Access-Control-Allow-Origin"] == SITE
+            assert answer.headers["Access-Control-Allow-Origin"] == origins[0]
             assert "Ritornello-Epoch" in answer.headers["Access-Control-Expose-Headers"]
             assert "Origin" in answer.headers["Vary"]
+
+
+async def test_an_origin_that_is_no_text_is_none(tmp_path: Path) -> None:
+    http = replace(HTTP, cors_origins=("*",))
+    async with (
+        server(tmp_path, http=http, tokens=entry(TOKEN)) as running,
+        raw.connection(running) as (reader, writer),
+    ):
+        host = running.host.encode()
+        writer.write(b"GET /livez HTTP/1.1\r\nHost: %s\r\nOrigin: http://\xff\xfe\r\n\r\n" % host)
+        assert (await raw.answer(reader)).status == 200
 
 
 async def test_other_sites_may_not(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import trustme
 
+from api.http import listening
 from api.settings.build import HttpSettings
 from tests.api.http import contract, raw
 from tests.api.http.client import client
@@ -148,7 +149,8 @@ async def test_a_token_for_some_themes_sees_no_others(tmp_path: Path) -> None:
             await worker.patch("/v1/cluster/limits", json={"themes": 1}),
         ):
             assert answer.problem == (403, "forbidden")
-        assert [one["theme"] for one in (await worker.get("/v1/themes")).json["themes"]] == [7]
+        page = (await worker.get("/v1/themes?limit=1")).json
+        assert ([one["theme"] for one in page["themes"]], page["cursor"]) == ([7], None)
         assert (await worker.post(f"/v1/sessions/{mine}/append", b"", epoch=1)).status == 200
         assert (await worker.get(f"/v1/sessions/{mine}")).status == 200
 
@@ -223,6 +225,27 @@ async def test_one_connection_too_many_is_told_so(tmp_path: Path, http: HttpSett
         await asyncio.wait_for(eventually(), READY_S)
 
 
+async def test_who_shakes_no_hands_takes_a_place_and_not_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listening, "HANDSHAKE_S", 1.0)
+    http = replace(HTTP, connections=2)
+    async with server(tmp_path, http=http, authority=trustme.CA()) as running:
+        async with raw.connection(running) as (first, _), raw.connection(running) as (second, _):
+            await until(lambda: running.connections == 2)
+            async with raw.connection(running) as (third, _):
+                with contextlib.suppress(ConnectionResetError):
+                    assert await raw.is_closed(third)
+                assert running.connections == 2
+            for reader in (first, second):
+                with contextlib.suppress(ConnectionResetError):
+                    assert await raw.is_closed(reader)
+        await until(lambda: running.connections == 0)
+        async with client(running) as caller:
+            assert (await caller.get("/livez")).status == 200
+            assert running.connections == 1
+
+
 # A cluster that cannot answer
 
 
@@ -242,6 +265,8 @@ async def test_without_a_majority_requests_are_answered_in_their_time(tmp_path: 
             ):
                 assert answer.problem == (504, "timed_out")
                 assert answer.json["retryable"]
+            # Only waiting is no error: what may still be handed out is given back.
+            assert (await caller.post("/v1/acquire?themes=7&wait=0.2")).status == 204
             assert (await caller.get("/v1/themes?consistency=stale")).status == 200
             assert (await caller.get("/v1/sessions/1?consistency=stale")).status == 404
             assert (await caller.get("/livez")).status == 200

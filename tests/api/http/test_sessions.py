@@ -144,6 +144,13 @@ async def test_a_long_poll_ends_when_a_session_becomes_due(caller: Client) -> No
     assert answer.json["sessions"][0]["id"] == session_id
 
 
+async def test_who_asks_for_too_much_is_told_before_anything_is_due(caller: Client) -> None:
+    for query in ("themes=7&count=2000", "themes=" + ",".join(map(str, range(300)))):
+        for wait in ("", "&wait=20"):
+            refused = await caller.post(f"/v1/acquire?{query}{wait}")
+            assert refused.problem == (422, "limit_exceeded"), (query[:40], wait)
+
+
 async def test_a_long_poll_ends_empty_when_its_time_is_over(caller: Client) -> None:
     answer = await caller.post("/v1/acquire", json={"themes": [7], "wait": 0.05})
     assert (answer.status, answer.body) == (204, b"")
