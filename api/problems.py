@@ -11,7 +11,6 @@ an HTTP status; over a WebSocket the same fields travel without it.
     method_not_allowed    405   not_applied   no
     not_acceptable        406   not_applied   no
     request_timeout       408   not_applied   retryable   it did not arrive in time
-    not_leader            409   not_applied   retryable   at the leader
     skipped               409   not_applied   retryable   an operation before it, of the same
                                                           session, had failed
     too_large             413   not_applied   no          a body or a frame beyond its bound
@@ -52,7 +51,6 @@ STATUSES: Mapping[str, int] = {
     "request_timeout": 408,
     "key_conflict": 409,
     "lease_lost": 409,
-    "not_leader": 409,
     "skipped": 409,
     "txn_aborted": 409,  # or that of the operation that failed
     "wrong_phase": 409,

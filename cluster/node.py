@@ -364,9 +364,14 @@ class Node:
             raise OperationError(result)
 
     async def transfer(self, to: str = "", *, timeout_ms: int | None = None) -> bool:
-        """Hand leadership over, to a member or to the best placed. Answers whether it went."""
-        if to and to not in self.settings.others:
-            raise ClusterError(f"{to!r} is no other member of this cluster")
+        """Hand leadership over, to a member or to the best placed. Answers whether it went.
+
+        Any node may be asked. Raises `ClusterError` if there is no such member.
+        """
+        if to and to not in {self.settings.node_id, *self.settings.others}:
+            raise ClusterError(f"{to!r} is no member of this cluster")
+        if to and to == self.leader:
+            return True
         future: asyncio.Future[bool] = self._loop.create_future()
         timeout_s = (timeout_ms or self.settings.timeout_ms) / 1000
         self.replica.transfer(timeout_s, partial(_set_once, future), to)

@@ -26,6 +26,7 @@ from cluster.consensus.messages import (
     ChunkWritten,
     Declined,
     Forward,
+    Handover,
     Installed,
     MalformedMessageError,
     Message,
@@ -45,6 +46,7 @@ _log = logging.getLogger(__name__)
 
 _MIB = 1 << 20
 _TRANSFER_POLL_S = 0.02
+_TRANSFER_MAX_S = 60.0  # that another node may ask for
 _LATE_HALF_LIFE_S = 5.0  # in which half of how late Ticks have been is forgotten
 
 
@@ -236,10 +238,11 @@ class Replica:
 
         Nothing is admitted while a follower gets the last entries, so that the log comes to rest
         and it can have all of it (Ongaro's thesis, 3.10); one that is far behind catches up before
-        that. `then` learns whether another leads, or this never did.
+        that. `then` learns whether leadership went there, or to another than before. A node that
+        does not lead asks the one that does.
         """
         if not self.member.is_leader:
-            then(True)  # noqa: FBT003 - the answer
+            self._ask_for_transfer(timeout_s, then, to)
             return
         near = [
             peer
@@ -253,6 +256,28 @@ class Replica:
         now_s = self._host.time()
         self._transfer_index, self._transfer_s = 0, now_s
         self._transfer(now_s + timeout_s, self.member.term, then, to)
+
+    def _ask_for_transfer(self, timeout_s: float, then: Callable[[bool], object], to: str) -> None:
+        member = self.member
+        leader = member.leader
+        if leader is None or leader == to:
+            then(leader is not None)
+            return
+        member.send(leader, Handover(member.term, to, round(timeout_s * 1000)))
+        self._await_leader(leader, self._host.time() + timeout_s, then, to)
+
+    def _await_leader(
+        self, before: str, deadline_s: float, then: Callable[[bool], object], to: str
+    ) -> None:
+        leader = self.member.leader
+        if leader not in {None, before}:
+            then(to in {"", leader})
+        elif self._stopped or self._host.time() >= deadline_s:
+            then(False)  # noqa: FBT003 - the answer
+        else:
+            self._host.call_later(
+                _TRANSFER_POLL_S, self._await_leader, before, deadline_s, then, to
+            )
 
     def _transfer(
         self, deadline_s: float, term: int, then: Callable[[bool], object], to: str
@@ -414,6 +439,10 @@ class Replica:
                 self.snapshots.wanted(peer, message)
             case Installed():
                 self.snapshots.installed(peer, message)
+            case Handover():
+                if self.member.is_leader:
+                    timeout_s = min(message.timeout_ms / 1000, _TRANSFER_MAX_S)
+                    self.transfer(timeout_s, lambda _: None, message.to)
             case _:
                 raise MalformedMessageError(f"{type(message).__name__} is not handled")
 

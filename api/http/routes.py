@@ -319,7 +319,6 @@ ROUTES: tuple[Route, ...] = (
         "cluster",
         fields=cluster.TransferFields,
         replies=(Reply(200, cluster.TransferAnswer),),
-        problems=(409,),
     ),
     Route(
         "GET",

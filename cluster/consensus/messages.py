@@ -39,6 +39,7 @@ class Code(IntEnum):
     CHUNK = 13
     CHUNK_WRITTEN = 14
     INSTALLED = 15
+    HANDOVER = 16
 
 
 class Append(NamedTuple):
@@ -168,6 +169,14 @@ class Installed(NamedTuple):
     held_index: int
 
 
+class Handover(NamedTuple):
+    """Whoever leads is asked to hand over within `timeout_ms`: to a member, or `to` is empty."""
+
+    term: int
+    to: str
+    timeout_ms: int
+
+
 Message = (
     Append
     | Appended
@@ -184,6 +193,7 @@ Message = (
     | Chunk
     | ChunkWritten
     | Installed
+    | Handover
 )
 
 _BY_CODE: dict[int, type[Message]] = {
@@ -202,12 +212,13 @@ _BY_CODE: dict[int, type[Message]] = {
     Code.CHUNK: Chunk,
     Code.CHUNK_WRITTEN: ChunkWritten,
     Code.INSTALLED: Installed,
+    Code.HANDOVER: Handover,
 }
 _CODES: dict[type[Message], int] = {kind: int(code) for code, kind in _BY_CODE.items()}
 
 
 def _shape(kind: type[Message]) -> tuple[type, ...]:
-    hints = {"batch": bytes, "data": bytes, "digest": bytes, "entries": tuple}
+    hints = {"batch": bytes, "data": bytes, "digest": bytes, "entries": tuple, "to": str}
     return (int, *(hints.get(name, int) for name in kind._fields))
 
 

@@ -89,7 +89,7 @@ def test_a_transaction_has_the_status_of_what_failed_in_it() -> None:
     "problem",
     [
         bad_request("x").problem,
-        refusal(409, "not_leader", "x").problem,
+        refusal(409, "skipped", "x").problem,
         Unauthenticated("x").problem,
         Forbidden("x").problem,
         INTERNAL,

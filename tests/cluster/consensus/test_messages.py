@@ -26,9 +26,14 @@ def any_message(draw: st.DrawFn) -> Message:
     kind: Any = draw(st.sampled_from(KINDS))
     fields: dict[str, object] = {}
     for name in kind._fields:
-        is_bytes = name in {"batch", "data", "digest"}
-        numbers = st.integers(0, TERM_MAX) if name == "term" else NUMBERS
-        fields[name] = draw(st.binary(max_size=40) if is_bytes else numbers)
+        values: st.SearchStrategy[object] = NUMBERS
+        if name == "term":
+            values = st.integers(0, TERM_MAX)
+        elif name in {"batch", "data", "digest"}:
+            values = st.binary(max_size=40)
+        elif name == "to":
+            values = st.text(max_size=20)
+        fields[name] = draw(values)
     if kind is Append:
         terms = sorted(draw(st.lists(st.integers(0, TERM_MAX), min_size=2, max_size=6)))
         fields["previous_term"], fields["term"] = terms[0], terms[-1]
