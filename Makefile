@@ -32,7 +32,7 @@ venv: $(STAMP) ## Make the virtual environment and install everything into it
 CHAOS ?=
 .PHONY: run
 run: $(STAMP) ## Start three nodes, deliver webhooks with them, serve until Ctrl-C
-	@$(BIN)/python -m examples.webhooks $(if $(CHAOS),--chaos)
+	@$(BIN)/python -m examples.webhooks $(if $(filter 1 yes true,$(CHAOS)),--chaos)
 
 .PHONY: test
 test: lint ## Lint, then run the tests

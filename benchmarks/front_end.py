@@ -6,7 +6,8 @@ them. Operators live through one session after another (New, Append, Append, Rem
 each), over HTTP or WebSocket, spread over the nodes or all at the leader.
 
 CPU us/op are those of the three nodes together, and of the client. Other programs share the
-machine: read the ratios.
+machine: read the ratios. What failed stands behind the figures, how often for each reason; a
+connection that was lost (`connection_lost`) does nothing more, so a rate with it is too low.
 
 The exit status is 0 if all goals were met, 3 if one was missed; 1 if the run could not be done.
 """
@@ -122,6 +123,12 @@ class Figures(NamedTuple):
     client_us: float
     failed: dict[str, int]
 
+    @property
+    def failures(self) -> str:
+        """What failed, for people; empty if nothing did."""
+        found = (f"{reason} {times:,}" for reason, times in sorted(self.failed.items()))
+        return f"  FAILED: {', '.join(found)}" if self.failed else ""
+
     @classmethod
     def of(cls, answer: dict[str, Any], nodes_cpu_s: float, lasted_s: float) -> Self:
         latencies = Latencies.of([answer["latencies"]])
@@ -208,7 +215,7 @@ def main() -> int:
                     print(
                         f"{name:<70} {figures.rate:>8,.0f} {figures.p50_ms:>8.2f} "
                         f"{figures.p99_ms:>8.2f} {figures.nodes_us:>8.1f} "
-                        f"{figures.client_us:>9.1f}  {figures.failed or ''}",
+                        f"{figures.client_us:>9.1f}{figures.failures}",
                         flush=True,
                     )
                 if load.goal:

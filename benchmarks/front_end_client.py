@@ -26,6 +26,7 @@ from benchmarks.latencies import counted
 DATA = b"x" * 256
 THEME = 1
 STEPS = 4
+CONNECTION_LOST = "connection_lost"  # closed by the server, or what came made no sense
 
 _END = b"\r\n\r\n"
 _LENGTH = b"Content-Length: "
@@ -33,9 +34,14 @@ _LENGTH = b"Content-Length: "
 
 @dataclass(slots=True)
 class Tally:
-    """What was done while it counted."""
+    """What was done while it counted, and what failed.
+
+    Connections that are lost count from beginning to end: whoever has lost one does nothing more,
+    so that the rate is lower than it should be.
+    """
 
     counts: bool = False
+    is_over: bool = False  # connections are closed by the client itself
     done: int = 0
     failed: dict[str, int] = field(default_factory=dict)
     latencies_s: list[float] = field(default_factory=list)
@@ -44,17 +50,34 @@ class Tally:
         if not self.counts:
             return
         if failure:
-            self.failed[failure] = self.failed.get(failure, 0) + 1
+            self._fail(failure)
             return
         self.done += 1
         self.latencies_s.append(time.perf_counter() - since_s)
 
+    def lose(self) -> None:
+        if not self.is_over:
+            self._fail(CONNECTION_LOST)
 
-class HttpOperator(asyncio.Protocol):
+    def _fail(self, failure: str) -> None:
+        self.failed[failure] = self.failed.get(failure, 0) + 1
+
+
+class Operator(asyncio.Protocol):
+    """One connection. What it raises about what it was sent ends the connection, too."""
+
+    def __init__(self, tally: Tally) -> None:
+        self._tally = tally
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        self._tally.lose()
+
+
+class HttpOperator(Operator):
     """One connection, one request at a time."""
 
     def __init__(self, tally: Tally, host: str) -> None:
-        self._tally = tally
+        super().__init__(tally)
         head = f"Host: {host}\r\n"
         body = f"Content-Length: {len(DATA)}\r\n\r\n".encode() + DATA
         self._new = f"POST /v1/themes/{THEME}/sessions HTTP/1.1\r\n{head}".encode() + body
@@ -115,11 +138,11 @@ class Life:
         self.since_s = 0.0
 
 
-class WebSocketOperators(asyncio.Protocol):
+class WebSocketOperators(Operator):
     """One connection with several operators; what becomes possible at once is sent at once."""
 
     def __init__(self, tally: Tally, host: str, lives: int, per_frame: int) -> None:
-        self._tally = tally
+        super().__init__(tally)
         self._host = host
         self._per_frame = per_frame
         self._seqs = itertools.count(1)
@@ -250,6 +273,7 @@ async def run(plan: dict[str, Any]) -> dict[str, Any]:
     tally.counts = False
     took_s = time.perf_counter() - begin_s
     used_s = _cpu_s() - used_s
+    tally.is_over = True
     for transport in transports:
         transport.close()
     return {

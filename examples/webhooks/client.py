@@ -49,8 +49,9 @@ class Client:
         self._seqs = itertools.count(1)
         self._socket: aiohttp.ClientWebSocketResponse | None = None
         self._is_ready = asyncio.Event()
-        self._waiting: dict[int, asyncio.Future[Answer]] = {}
+        self._waiting: dict[int, asyncio.Future[Answer | None]] = {}  # None: lost
         self._held: dict[str, tuple[int, asyncio.Task[None]]] = {}  # id -> epoch, who works on it
+        self._crediting: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         """Stay connected, and work on what is handed out, until it is cancelled."""
@@ -59,7 +60,6 @@ class Client:
             for url in itertools.cycle(self._urls):
                 with suppress(aiohttp.ClientError, OSError, TimeoutError):
                     await self._connected(http, url)
-                self._lost()
                 await asyncio.sleep(random.uniform(0.05, 0.3))  # noqa: S311 - only spreads
 
     async def _connected(self, http: aiohttp.ClientSession, url: str) -> None:
@@ -77,8 +77,16 @@ class Client:
                 await reading
             finally:
                 reading.cancel()
+                await asyncio.wait({reading})
 
     async def _read(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        """Hand on what comes. When nothing more does, whoever waits for an answer is told."""
+        try:
+            await self._read_all(socket)
+        finally:
+            self._lost()
+
+    async def _read_all(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         async for message in socket:
             if message.type is not aiohttp.WSMsgType.TEXT:
                 return
@@ -96,6 +104,7 @@ class Client:
         match push["push"]:
             case "session":
                 session = push["session"]
+                self._drop(session["id"], None)  # of an older epoch, whose end was not told
                 work = asyncio.ensure_future(self._work(session))
                 self._held[session["id"]] = session["epoch"], work
             case "lease_lost":
@@ -132,11 +141,15 @@ class Client:
                 self._drop(one["id"], None)
 
     def _drop(self, session_id: str, epoch: int | None) -> None:
-        """Let nobody work on a session that is not ours any more."""
+        """Let nobody work on a session that is not ours any more. That hand is free again."""
         held = self._held.get(session_id)
         if held is not None and epoch in {None, held[0]}:
             del self._held[session_id]
             held[1].cancel()
+            if self._is_ready.is_set():  # if not, credit is counted anew when it is
+                crediting = asyncio.ensure_future(self._give_credit(1))
+                self._crediting.add(crediting)
+                crediting.add_done_callback(self._crediting.discard)
 
     def _lost(self) -> None:
         self._socket = None
@@ -144,17 +157,20 @@ class Client:
         waiting, self._waiting = self._waiting, {}
         for future in waiting.values():
             if not future.done():
-                future.set_exception(ConnectionError("the connection was lost"))
+                future.set_result(None)
 
     async def _send(self, request: dict[str, Any]) -> Answer:
         """Ask once, of the node that is connected. Raises ConnectionError."""
         if self._socket is None or self._socket.closed:
             raise ConnectionError("there is no connection")
         seq = next(self._seqs)
-        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Answer | None] = asyncio.get_running_loop().create_future()
         self._waiting[seq] = future
         await self._socket.send_str(json.dumps({**request, "seq": seq}))
-        return await future
+        answer = await future
+        if answer is None:
+            raise ConnectionError("the connection was lost")
+        return answer
 
     async def ask(self, op: str, **fields: Any) -> Answer:  # noqa: ANN401 - fields of any type
         """Ask until there is an answer. Raises `RequestError`."""

@@ -18,8 +18,13 @@ _MARK = "\x1e"  # stands before each commit, and in no path
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One change of one file. `number` counts those of the same file, from 1."""
+    """One change of one file. `number` counts those of the same file, from 1.
 
+    `run` names the telling of the story that it belongs to: the same history told again has the
+    same changes, but these are other events.
+    """
+
+    run: str
     customer: str
     key: str
     number: int
@@ -44,8 +49,8 @@ class NoHistoryError(Exception):
 _WHAT = {"A": "added", "M": "modified", "D": "deleted", "T": "retyped"}
 
 
-def read_history(repository: Path, limit: int) -> list[Event]:
-    """The first `limit` events of a repository. Raises `NoHistoryError`."""
+def read_history(repository: Path, limit: int, run: str) -> list[Event]:
+    """The first `limit` events of a repository, for one run. Raises `NoHistoryError`."""
     command = ["git", "-C", str(repository), "log", "--reverse", "--no-renames", "-z"]
     command += ["--name-status", f"--format={_MARK}%H%x00%s"]
     try:
@@ -55,13 +60,13 @@ def read_history(repository: Path, limit: int) -> list[Event]:
             f"{repository} has no git history to take events from; "
             "give a clone of any repository with --repository"
         ) from error
-    events = list(_parse(found.stdout.decode("utf-8", "replace")))
+    events = list(_parse(found.stdout.decode("utf-8", "replace"), run))
     if not events:
         raise NoHistoryError(f"the history of {repository} is empty")
     return events[:limit]
 
 
-def _parse(text: str) -> Iterator[Event]:
+def _parse(text: str, run: str) -> Iterator[Event]:
     numbers: dict[str, count[int]] = {}
     for commit in text.split(_MARK)[1:]:
         name, subject, *changes = commit.strip("\0\n").split("\0")
@@ -69,6 +74,7 @@ def _parse(text: str) -> Iterator[Event]:
         for letter, path in zip(changes[::2], changes[1::2], strict=False):
             customer, _, rest = path.partition("/")
             yield Event(
+                run=run,
                 customer=customer if rest else "(top)",
                 key=path,
                 number=next(numbers.setdefault(path, count(1))),

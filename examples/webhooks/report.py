@@ -1,12 +1,14 @@
 """What the receiver's journal proves."""
 
-import json
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from examples.webhooks.events import Event
+from examples.webhooks.journal import Attempt, Verdict, read
+
+_SHOWN = 10  # problems of a kind
 
 
 @dataclass(slots=True)
@@ -16,48 +18,90 @@ class Report:
     events: int
     delivered: int
     again: int  # deliveries of what had been delivered: at least once is not exactly once
+    earlier: int = 0  # events that a run before this one had left
+    late: int = 0
+    overtaken: int = 0
     problems: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         """For people."""
         arrived = f"{self.delivered} of {self.events} events arrived at least once"
         found = [f"{arrived}; {self.again} deliveries were repeated, as their answers were lost"]
+        if self.earlier:
+            found.append(f"{self.earlier} events that an earlier run had left arrived, too")
+        if self.late or self.overtaken:
+            found.append(
+                f"the receiver refused {self.late + self.overtaken} deliveries of older operators: "
+                f"{self.late} came after a newer one's, {self.overtaken} were slow and overtaken"
+            )
         if not self.problems:
             found += [
                 "each key's events arrived in their order",
-                "no session was worked on by two at once: one worker an epoch, none after a newer",
+                "no session was worked on by two at once: one piece of work an epoch",
+                "nothing was taken of an older operator after a newer one",
             ]
         return found + [f"PROBLEM: {one}" for one in self.problems]
 
 
 def judge(events: Sequence[Event], journal: Path) -> Report:
     """Compare what happened with what was received."""
-    text = journal.read_text(encoding="utf-8")
-    taken = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-    first: dict[str, list[int]] = defaultdict(list)  # key -> numbers, as they first arrived
-    worker_of: dict[tuple[str, str], str] = {}
+    attempts = list(read(journal))
+    taken = [one for one in attempts if one.verdict is Verdict.TAKEN]
+    verdicts = Counter(one.verdict for one in attempts)
+    wanted = {(event.run, event.key, event.number) for event in events}
+    first = list(dict.fromkeys((one.run, one.key, one.number) for one in taken))
+    missing = sorted(wanted.difference(first))
+    delivered = len(wanted) - len(missing)
+    checks = (
+        (f"number {number} of {key} never arrived" for _, key, number in missing),
+        _disorder(first),
+        _overlaps(attempts),
+        _returns(taken),
+    )
+    return Report(
+        len(wanted),
+        delivered,
+        again=len(taken) - len(first),
+        earlier=len(first) - delivered,
+        late=verdicts[Verdict.LATE],
+        overtaken=verdicts[Verdict.OVERTAKEN],
+        problems=[problem for check in checks for problem in _some(check)],
+    )
+
+
+def _some(problems: Iterator[str]) -> list[str]:
+    found = list(problems)
+    more = len(found) - _SHOWN
+    return [*found[:_SHOWN], *([f"and {more} more of these"] if more > 0 else [])]
+
+
+def _disorder(first: Sequence[tuple[str, str, int]]) -> Iterator[str]:
+    """Keys whose events did not arrive in their order, each looked at when it first arrived."""
+    numbers: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for run, key, number in first:
+        numbers[run, key].append(number)
+    for (_, key), found in numbers.items():
+        if found != sorted(found):
+            yield f"the events of {key} arrived as {found}"
+
+
+def _overlaps(attempts: Sequence[Attempt]) -> Iterator[str]:
+    """Operators with two pieces of work, in one process or in two. All that was tried counts."""
+    works: dict[tuple[int, int], dict[str, None]] = defaultdict(dict)
+    for one in attempts:
+        works[one.place][one.work] = None
+    for (session, epoch), names in works.items():
+        if len(names) > 1:
+            yield f"{' and '.join(names)} worked on session {session:x}, epoch {epoch}, at once"
+
+
+def _returns(taken: Sequence[Attempt]) -> Iterator[str]:
+    """Older operators of which something was taken after a newer one's: fencing has failed."""
     newest: dict[str, tuple[int, int]] = {}
-    problems = []
-    seen: set[tuple[str, int]] = set()
     for one in taken:
-        key, number = one["key"], one["number"]
-        if (key, number) not in seen:
-            seen.add((key, number))
-            first[key].append(number)
-        worker = worker_of.setdefault((one["Session"], one["Epoch"]), one["Worker"])
-        if worker != one["Worker"]:
-            who = f"{worker} and {one['Worker']}"
-            problems.append(f"{who} both worked on session {one['Session']}, epoch {one['Epoch']}")
-        place = int(one["Session"], 16), int(one["Epoch"])
-        if place < newest.get(key, (0, 0)):
-            problems.append(f"an older operator of {key} delivered after a newer one")
-        newest[key] = max(place, newest.get(key, (0, 0)))
-    wanted = {(event.key, event.number) for event in events}
-    missing = sorted(wanted - seen)
-    problems += [f"number {number} of {key} never arrived" for key, number in missing[:10]]
-    problems += [
-        f"the events of {key} arrived as {numbers}"
-        for key, numbers in first.items()
-        if numbers != sorted(numbers)
-    ]
-    return Report(len(wanted), len(seen & wanted), len(taken) - len(seen), problems)
+        if one.place < newest.get(one.key, (0, 0)):
+            yield (
+                f"number {one.number} of {one.key} was taken of an older operator "
+                f"({one.work}, epoch {one.epoch}) after a newer one's"
+            )
+        newest[one.key] = max(one.place, newest.get(one.key, (0, 0)))

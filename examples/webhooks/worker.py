@@ -10,6 +10,7 @@ parked at once.
 import argparse
 import asyncio
 import base64
+import itertools
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
@@ -17,6 +18,7 @@ from typing import Any
 
 import aiohttp
 
+from api.commands.child import end_with
 from examples.webhooks.client import Client
 from examples.webhooks.events import Event
 
@@ -39,6 +41,7 @@ class Worker:
         self, name: str, urls: list[str], themes: Sequence[int], receiver: str, concurrency: int
     ) -> None:
         self._name = name
+        self._works = itertools.count(1)
         self._receiver = receiver
         self.client = Client(urls, list(themes), concurrency, self._on_session)
 
@@ -50,10 +53,12 @@ class Worker:
 
     async def _on_session(self, session: dict[str, Any]) -> None:
         mine = {"id": session["id"], "epoch": session["epoch"]}
+        # A name of its own: that two of one worker were at the same session would be seen.
+        work = f"{self._name}.{next(self._works)}"
         lines = b"".join(map(base64.b64decode, session["chunks"])).splitlines(keepends=True)
         try:
             while lines:
-                await self._deliver(lines[0], mine)
+                await self._deliver(lines[0], mine, work)
                 del lines[0]
                 if lines:
                     rest = b"".join(lines).decode()
@@ -65,10 +70,10 @@ class Worker:
         else:
             await self.client.ask("remove", **mine)
 
-    async def _deliver(self, line: bytes, mine: dict[str, Any]) -> None:
+    async def _deliver(self, line: bytes, mine: dict[str, Any], work: str) -> None:
         headers = {
             "Content-Type": "application/json",
-            "Webhook-Worker": self._name,
+            "Webhook-Work": work,
             "Webhook-Session": mine["id"],
             "Webhook-Epoch": str(mine["epoch"]),
         }
@@ -90,7 +95,10 @@ def main() -> None:
     parser.add_argument("--themes", required=True, help="to work on, separated by commas")
     parser.add_argument("--receiver", required=True, help="its URL")
     parser.add_argument("--concurrency", type=int, default=8, help="sessions at a time")
+    parser.add_argument("--parent", type=int, help="id of the process with which it ends")
     arguments = parser.parse_args()
+    if arguments.parent is not None:
+        end_with(arguments.parent)
     logging.basicConfig(format=f"{arguments.name}: %(message)s")
     themes = list(map(int, arguments.themes.split(",")))
     urls = arguments.urls.split(",")
