@@ -50,6 +50,7 @@ _COLLECTOR_THRESHOLDS = (20_000, 20, 1_000)
 _ENDING = (Store, Remove, Touch, Park, Release, Heartbeat)
 
 _CONNECTIONS = "its connections"
+_ALONE_S = 1.0  # without a majority, before a node that stops waits for nobody any more
 
 
 class Listener(Protocol):
@@ -246,15 +247,29 @@ class Node:
             deadline_s = self._loop.time() + self.settings.stop_timeout_ms / 1000
             replica.queue.stop("it is being stopped")
             half_s = (deadline_s + self._loop.time()) / 2
-            await self._wait_until(lambda: replica.queue.is_empty, half_s)
+            await self._answer_all(replica, half_s)
             if self.settings.others and replica.member.is_leader:
                 done: asyncio.Future[bool] = self._loop.create_future()
                 remaining_s = max(deadline_s - self._loop.time(), 0.0) / 2
                 replica.transfer(remaining_s, partial(_set_once, done))
                 await done
-            await self._wait_until(lambda: replica.queue.is_empty, deadline_s)
+            await self._answer_all(replica, deadline_s)
             if not replica.is_stopped:
                 await self._last_checkpoint(replica, deadline_s)
+
+    async def _answer_all(self, replica: Replica, deadline_s: float) -> None:
+        """Wait until nobody waits any more.
+
+        Not for long while too few members are there to commit anything: when a whole cluster is
+        stopped, whoever is the last has nobody to wait for.
+        """
+        alone_s = self._loop.time()
+        while not replica.queue.is_empty and self._loop.time() < deadline_s:
+            if replica.member.replication.reaches_majority:
+                alone_s = self._loop.time()
+            elif self._loop.time() >= alone_s + _ALONE_S:
+                break
+            await asyncio.sleep(0.01)
 
     async def _last_checkpoint(self, replica: Replica, deadline_s: float) -> None:
         """Leave a short journal behind, so that the next start is quick."""

@@ -81,6 +81,12 @@ class Replication:
         self._is_leading = False
         self._encoded: tuple[tuple[int, int, int, int], bytes] = ((0, 0, 0, 0), b"")
 
+    @property
+    def reaches_majority(self) -> bool:
+        """Whether enough members are connected to commit something."""
+        connected = sum(one.is_connected for one in self.progress.values())
+        return 2 * (1 + connected) > 1 + len(self.progress)
+
     def lead(self, term: int, commit_index: int) -> None:
         """Begin a term as its leader."""
         self._is_leading = True

@@ -421,6 +421,19 @@ async def test_leadership_moves_under_load_and_nothing_is_lost(tmp_path: Path) -
         assert all(nodes[0].machine.session((7, key)) is not None for key in taken)
 
 
+async def test_the_last_to_stop_waits_for_nobody(tmp_path: Path) -> None:
+    settings = [replace(one, stop_timeout_ms=60_000) for one in trio(tmp_path)]
+    async with running(settings) as (last, *others):
+        await asyncio.gather(*(one.stop() for one in others))
+        await until(lambda: not last.replica.member.replication.reaches_majority)
+        waiting = asyncio.ensure_future(last.submit(New(7), timeout_ms=60_000))
+        await asyncio.sleep(0)
+        async with asyncio.timeout(15):
+            await last.stop()
+        with pytest.raises(OperationError):
+            await waiting
+
+
 async def test_a_node_that_was_away_catches_up(tmp_path: Path) -> None:
     settings = trio(tmp_path)
     async with running(settings) as nodes:
