@@ -2,13 +2,14 @@
 
 A consumer has one name, and one heartbeat renews all its sessions. It is sent a few times per
 lease, while something was heard from the consumer since the last one. One that is not heard for a
-whole lease has vanished.
+whole lease has vanished; but only the time counts in which it could have been heard.
 
 The answer to a heartbeat tells how many sessions the cluster knows to be the consumer's. If that is
 not what is known here, the two are compared. Some may be unknown here: of a New or an Acquire whose
 answer came too late. Nobody would ever work on them, and the heartbeats would keep them; so they
-are stored. Some may be another's: a consumer that lost its connection to another node, or seemed
-to, has resumed them over this one's head, at a node that has no way to tell.
+are stored. If the consumer has shown their epoch, they are its own. Some may be another's: a
+consumer that lost its connection to another node, or seemed to, has resumed them over this one's
+head, at a node that has no way to tell.
 
 A consumer that is gone may still be given sessions, by operations that were on their way. If it
 left for certain, all that it holds is released once more. If it vanished, what it was never told of
@@ -16,6 +17,8 @@ is stored; what it knows, and may resume anywhere, has its lease to wait for tha
 """
 
 import asyncio
+from collections.abc import Iterable
+from enum import Enum, auto
 from typing import Protocol
 
 from api.gateway import Gateway
@@ -26,10 +29,22 @@ from state.operations import Heartbeat
 BEATS_PER_LEASE = 4
 PERIOD_MIN_S = 0.025
 SILENT_PERIODS = BEATS_PER_LEASE + 1
+SHOWN_MAX = 16_384
+
+
+class Sign(Enum):
+    """What a period says about a consumer of which nothing was heard."""
+
+    LIFE = auto()  # it was not listened to, or takes what it is told, and is there
+    NONE = auto()  # it could not be asked
+    SILENCE = auto()  # it was asked, and has not answered
 
 
 class Listener(Protocol):
     """The connection of a consumer."""
+
+    def sign(self) -> Sign:
+        """Nothing was heard for a period: answer what that means."""
 
     def on_beat(self) -> None:
         """A period has passed: time to ask for a sign of life."""
@@ -71,6 +86,7 @@ class Consumer:
         self._may_hold = False  # whether it was ever given a session, or may be
         self._is_releasing = False  # whether it will be released once more, in a moment
         self._is_unsure = False  # whether it may hold something that is not known here
+        self._shown: dict[int, int] = {}  # of that, what it has shown the epoch of: ids, epochs
         self._timer = loop.call_later(self._period_s, self._beat)
 
     # For its connection
@@ -79,10 +95,15 @@ class Consumer:
         """Take note that an operation is on its way that may give it a session."""
         self._may_hold = True
 
-    def doubts(self, failure: Failure) -> None:
-        """Take note that such an operation was not answered, and may have been done."""
+    def doubts(self, failure: Failure, shown: Iterable[tuple[int, int]] = ()) -> None:
+        """Take note that such an operation was not answered, and may have been done.
+
+        `shown` are the sessions, with their epochs, that would be its own then, and which it knows.
+        """
         if failure.outcome is Outcome.UNKNOWN:
             self._is_unsure = True
+            if len(self._shown) < SHOWN_MAX:  # those beyond would come back as if it had vanished
+                self._shown.update(shown)
 
     def take(self, session_id: int, epoch: int, *, is_known: bool = False) -> None:
         """Hold a session that the cluster has given it, unless that is over already.
@@ -113,7 +134,7 @@ class Consumer:
 
     def _release(self, cause: Cause, reason: str) -> None:
         self._is_releasing = False
-        self._operators.release(self.name, cause, reason)
+        self._operators.release(self.name, cause, reason, self.held)
 
     def vanish(self) -> None:
         """It is gone, perhaps to come back: what it holds waits for the end of its lease."""
@@ -150,17 +171,20 @@ class Consumer:
         if not self.held:
             self._period_s = self._idle_period_s
         self._timer = self._loop.call_later(self._period_s, self._beat)
-        if self.was_heard:
-            self.was_heard = False
-            self._silent_periods = 0
-            if self.held or self._is_unsure:
-                self._is_unsure = False
-                self._gateway.submit(self._heartbeat, self._answered, is_ending=True)
-        else:
-            self._silent_periods += 1
-            if self._silent_periods >= SILENT_PERIODS:
-                self._listener.on_silence()
-                return
+        match Sign.LIFE if self.was_heard else self._listener.sign():
+            case Sign.LIFE:
+                self.was_heard = False
+                self._silent_periods = 0
+                if self.held or self._is_unsure:
+                    self._is_unsure = False
+                    self._gateway.submit(self._heartbeat, self._answered, is_ending=True)
+            case Sign.NONE:
+                pass
+            case Sign.SILENCE:
+                self._silent_periods += 1
+                if self._silent_periods >= SILENT_PERIODS:
+                    self._listener.on_silence()
+                    return
         self._listener.on_beat()
 
     def _answered(self, result: Result) -> None:
@@ -172,6 +196,8 @@ class Consumer:
         if result != len(self.held) and not self.is_gone:
             # Whoever waits for another answer of the same batch has it in a moment.
             self._loop.call_soon(self._compare)
+        else:
+            self._shown.clear()
 
     def _compare(self) -> None:
         """Let go of what is another's, and store what nobody knows of."""
@@ -184,9 +210,15 @@ class Consumer:
                 self._operators.lose(operator, RESUMED)
             self.held.discard(session_id)
         for session_id, epoch in given.items():
-            if session_id not in self.held:
+            if session_id in self.held:
+                continue
+            operator = self._operators.find(session_id)
+            if self._shown.get(session_id) == epoch:
+                self._operators.begin(session_id, epoch, self)
+            elif operator is None or not operator.is_storing:
                 reason = "nobody was told that it was handed out"
                 self._operators.give_back(session_id, epoch, reason)
+        self._shown.clear()
 
 
 class Consumers:

@@ -686,7 +686,7 @@ METRICS: tuple[Declared, ...] = (
         lambda r: r.metrics.refusals.counts,
         "code",
     ),
-    _gauge("websocket_connections", "Open WebSockets.", lambda r: len(r.front.connections)),
+    _gauge("websocket_connections", "Open WebSockets.", lambda r: r.front.websockets.open),
     _counter("websocket_opened_total", "WebSockets so far.", lambda r: r.front.websockets.opened),
     _counter(
         "websocket_requests_total",

@@ -1,9 +1,10 @@
 """A consumer over a WebSocket: how it comes, is read, and goes.
 
 Every queue is bounded. Requests that are not answered, those included whose answers have not left,
-are counted: beyond their bound nothing more is read, and the network tells the peer. So it is
-beyond a bound of what waits to be read by the peer. One that reads nothing for too long is told so
-and closed, and what it holds is stored. What may be pushed is bounded by the credit that it gave.
+are counted: at their bound the next one waits, nothing behind it is read, and the network tells the
+peer. So it is beyond a bound of what waits to be read by the peer. While it is not read, its
+silence is no fault of its own. One that reads nothing for too long is told so and closed, and what
+it holds is stored. What may be pushed is bounded by the credit that it gave.
 
 How it goes decides what becomes of what it holds (docs/protocol.md tells clients):
 
@@ -16,15 +17,25 @@ How it goes decides what becomes of what it holds (docs/protocol.md tells client
 import asyncio
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from aiohttp import WebSocketError, WSCloseCode, WSMessage, WSMsgType, web
 
+from api.consumers import Sign
 from api.frontend import FrontEnd
 from api.identifiers import session_text
 from api.requests import WebSocketRequest
 from api.security import Principal, Unauthenticated
-from api.websocket.frames import Codec, DrainingPush, Hello, LeaseLostPush, Unfit, UnreadableError
+from api.websocket.frames import (
+    FRAME_REQUESTS_MAX,
+    Codec,
+    CrowdedError,
+    DrainingPush,
+    Hello,
+    LeaseLostPush,
+    Unfit,
+    UnreadableError,
+)
 from api.websocket.outbox import Outbox
 from api.websocket.service import Service
 from state import Cause
@@ -40,6 +51,10 @@ _CLOSE_S = 5.0  # for the peer to agree that the connection ends
 _LOST_S = 1.0  # for what was sent before a connection was lost
 _REASON_BYTES_MAX = 123  # RFC 6455, 5.5
 _AT_ONCE = 512  # requests of one frame, before others have their turn
+
+
+class _EndingError(Exception):
+    """The connection ends: nothing more is taken in."""
 
 
 class Connection:
@@ -60,6 +75,8 @@ class Connection:
         self._settings = front.settings
         self._meters = front.websockets
         self._room = asyncio.Event()
+        self._is_held_up = False  # whether a request waits for room, and nothing is read
+        self._is_asked = False  # whether the last ping has left
         self._is_ending = False
         self._code = int(WSCloseCode.ABNORMAL_CLOSURE)  # with which it ended
         self._closing: asyncio.Task[None] | None = None
@@ -70,7 +87,7 @@ class Connection:
             front.websockets,
             frame_bytes=self._settings.websocket_frame_bytes,
             timeout_s=self._settings.request_timeout_ms / 1000,
-            on_answered=self._on_answered,
+            on_left=self._on_left,
             on_stuck=self._on_stuck,
         )
         self._consumer = front.consumers.connect(self)
@@ -91,10 +108,13 @@ class Connection:
                 node=self._front.node_id,
                 consumer=self.name,
                 frame_bytes=self._settings.websocket_frame_bytes,
+                frame_requests=FRAME_REQUESTS_MAX,
                 requests_in_flight=self._settings.websocket_requests_in_flight,
                 unread_bytes=self._settings.websocket_send_buffer_bytes,
             )
         )
+        if self._front.health.is_draining:  # since it was let in; nobody has told it
+            self.drain(self._settings.drain_ms)
         reading = asyncio.ensure_future(self._read_safely())
         try:
             await asyncio.shield(reading)
@@ -119,6 +139,11 @@ class Connection:
             self._end(WSCloseCode.INTERNAL_ERROR, "the server has made a mistake", None)
 
     async def _read(self) -> None:
+        """Take in what is asked, each request as there is room for it.
+
+        Room is waited for before a request, and not after one: who has as many in flight as may be,
+        and asks nothing more, is still heard, and its farewell is noticed.
+        """
         receive, consumer = self._socket.receive, self._consumer
         service, out = self._service, self._out
         requests_max = self._settings.websocket_requests_in_flight
@@ -134,35 +159,45 @@ class Connection:
                     return
                 continue
             at_once = _AT_ONCE
-            for request in self._requests_of(message):
-                service.handle(request)
-                while (
-                    service.in_flight >= requests_max
-                    or service.is_checking
-                    or out.session_bytes > unread_bytes_max
-                ) and not self._is_ending:
-                    self._room.clear()
-                    await self._room.wait()
-                at_once -= 1
-                if not at_once:
-                    at_once = _AT_ONCE
-                    await asyncio.sleep(0)
+            try:
+                for request in self._requests_of(message):
+                    while service.in_flight >= requests_max or out.session_bytes > unread_bytes_max:
+                        await self._wait()
+                    service.handle(request)
+                    while service.is_checking:
+                        await self._wait()
+                    at_once -= 1
+                    if not at_once:
+                        at_once = _AT_ONCE
+                        await asyncio.sleep(0)
+            except UnreadableError as error:
+                self._end(WSCloseCode.INVALID_TEXT, str(error))
+            except CrowdedError as error:
+                self._end(WSCloseCode.MESSAGE_TOO_BIG, str(error))
+            except _EndingError:
+                return
 
-    def _requests_of(self, message: WSMessage) -> Sequence[WebSocketRequest | Unfit]:
-        """What a frame asks; nothing if that ends the connection."""
+    def _requests_of(self, message: WSMessage) -> Iterable[WebSocketRequest | Unfit]:
+        """What a frame asks; nothing if it is of the wrong kind. Raises what `decode` raises."""
         data = message.data
         if (message.type is WSMsgType.TEXT) != self._codec.is_text:
             wanted = "text" if self._codec.is_text else "binary"
             self._end(WSCloseCode.UNSUPPORTED_DATA, f"{self._codec.name} is {wanted} frames")
             return ()
-        try:
-            requests = self._codec.decode(data)
-        except UnreadableError as error:
-            self._end(WSCloseCode.INVALID_TEXT, str(error))
-            return ()
+        requests = self._codec.decode(data)
         self._meters.frames_in += 1
         self._meters.bytes_in += len(data)
         return requests
+
+    async def _wait(self) -> None:
+        """Wait until something has changed; nothing is read meanwhile. Raises `_EndingError`."""
+        self._is_held_up = True
+        self._room.clear()
+        if not self._is_ending:
+            await self._room.wait()
+        self._is_held_up = False
+        if self._is_ending:
+            raise _EndingError
 
     def _is_last(self, message: WSMessage) -> bool:
         """Whether a message that asks nothing ends the connection."""
@@ -184,8 +219,8 @@ class Connection:
                 pass
         return True
 
-    def _on_answered(self, count: int) -> None:
-        self._service.in_flight -= count
+    def _on_left(self, answers: int) -> None:
+        self._service.in_flight -= answers
         self._service.on_room()
         self._room.set()
 
@@ -250,9 +285,21 @@ class Connection:
 
     # For its consumer
 
+    def sign(self) -> Sign:
+        """What it means that nothing was heard."""
+        out = self._out
+        if out.takes:
+            return Sign.LIFE
+        if out.is_blocked or not self._is_asked:
+            return Sign.NONE  # what it does not take is no ping; the outbox has its own patience
+        if self._is_held_up and out.has_all:
+            return Sign.LIFE  # it may have answered; what it has in flight ends in time
+        return Sign.SILENCE
+
     def on_beat(self) -> None:
         """Ask for a sign of life, and whether the token is still good."""
-        self._out.ping()
+        self._out.mark()
+        self._is_asked = self._out.ping()
         try:
             principal = self._front.tokens.renew(self._principal)
         except Unauthenticated as error:
@@ -275,6 +322,7 @@ _CAUSES = {
     WSCloseCode.UNSUPPORTED_DATA: "its consumer sent the wrong kind of frame",
     WSCloseCode.INVALID_TEXT: "its consumer sent what cannot be read",
     WSCloseCode.INTERNAL_ERROR: "the server has made a mistake",
+    WSCloseCode.MESSAGE_TOO_BIG: "its consumer sent too many requests in one frame",
     WSCloseCode.POLICY_VIOLATION: "its consumer read nothing any more",
     UNAUTHORIZED: "its token is not good any more",
     TIMED_OUT: "its consumer gave no sign of life",

@@ -3,20 +3,26 @@
 A frame is one request or a list of requests; the answers of a turn of the loop leave as one frame,
 an answer by itself or a list. What cannot be read is told from what makes no sense: of the latter
 its `seq` is known, so that it can be answered.
+
+Nonsense is cheap to send and dear to answer. So the requests of a frame that has any are counted
+before anything is made of them, and of one that makes no sense only its `seq` is decoded.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from itertools import takewhile
+from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Meta, Raw, Struct
 
 from api.answers import Answer, SessionView
 from api.requests import WebSocketRequest
 
 MSGPACK = "ritornello.msgpack.v1"
 JSON = "ritornello.json.v1"
+
+FRAME_REQUESTS_MAX = 4096
 
 
 class ErrorAnswer(Struct, kw_only=True):
@@ -55,6 +61,7 @@ class Hello(Struct, kw_only=True):
     node: str
     consumer: str
     frame_bytes: int  # the largest frame that is taken
+    frame_requests: int  # the most requests in one
     requests_in_flight: int  # how many may be without an answer before nothing more is read
     unread_bytes: int  # of sessions; while more waits for the consumer to read, none is read for it
 
@@ -106,6 +113,28 @@ class UnreadableError(Exception):
     """A frame that is none of this subprotocol."""
 
 
+class CrowdedError(Exception):
+    """A frame with more requests than one may have."""
+
+    def __init__(self) -> None:
+        super().__init__(f"a frame has more than {FRAME_REQUESTS_MAX} requests: send several")
+
+
+class _Numbered(Struct):
+    """As much of a request as is needed to answer it."""
+
+    seq: Annotated[int, Meta(ge=0, le=2**53)] = 0
+
+
+# A list of which nothing is decoded, and beyond its bound nothing is made: msgspec passes over what
+# an array has more than the structure has fields. The last field is there if there are too many.
+_Pieces = msgspec.defstruct(
+    "_Pieces",
+    [(f"piece_{place}", Raw, None) for place in range(FRAME_REQUESTS_MAX + 1)],
+    array_like=True,
+)
+
+
 class Codec:
     """One of the subprotocols."""
 
@@ -114,43 +143,64 @@ class Codec:
         self.name = name
         self.is_text = name == JSON
         self._decode = coder.Decoder(WebSocketRequest | list[WebSocketRequest]).decode
-        self._decode_raw = coder.Decoder(list[Raw]).decode
+        self._decode_pieces = coder.Decoder(_Pieces).decode
         self._decode_one = coder.Decoder(WebSocketRequest).decode
-        self._decode_any = coder.Decoder().decode
+        self._decode_numbered = coder.Decoder(_Numbered).decode
         self._encode = coder.Encoder().encode
 
-    def decode(self, frame: bytes | str) -> Sequence[WebSocketRequest | Unfit]:
-        """The requests of a frame. Raises `UnreadableError`."""
+    def decode(self, frame: bytes | str) -> Iterable[WebSocketRequest | Unfit]:
+        """The requests of a frame. Raises `UnreadableError` and `CrowdedError`.
+
+        If one of them makes no sense they are decoded as they are taken, so that whoever takes them
+        can let others have their turn. That may raise `UnreadableError` as well.
+        """
         try:
             found = self._decode(frame)
         except msgspec.ValidationError as error:
-            return self._decode_each(frame, str(error))
+            pieces = self._pieces(frame)
+            if pieces is None:
+                return (self._unfit(frame, error),)
+            return map(self._decode_piece, pieces)
         except _UNREADABLE as error:
-            raise UnreadableError(f"a frame is no {self.name}: {error}") from error
-        return found if isinstance(found, list) else (found,)
-
-    def _decode_each(self, frame: bytes | str, problem: str) -> list[WebSocketRequest | Unfit]:
-        """The requests of a frame of which one at least makes no sense."""
-        try:
-            try:
-                raws: list[Any] = self._decode_raw(frame)
-            except msgspec.ValidationError:
-                return [Unfit(self._seq(frame), problem)]
-            return [self._decode_raw_one(raw) for raw in raws]
-        except _UNREADABLE as error:
-            raise UnreadableError(f"a frame is no {self.name}: {error}") from error
-
-    def _decode_raw_one(self, raw: Any) -> WebSocketRequest | Unfit:  # noqa: ANN401 - a piece of a frame
-        try:
-            found: WebSocketRequest = self._decode_one(raw)
-        except msgspec.ValidationError as error:
-            return Unfit(self._seq(raw), str(error))
+            raise self._unreadable(error) from error
+        if not isinstance(found, list):
+            return (found,)
+        if len(found) > FRAME_REQUESTS_MAX:
+            raise CrowdedError
         return found
 
-    def _seq(self, one: Any) -> int:  # noqa: ANN401 - bytes, text or a piece of either
-        found = self._decode_any(one)
-        seq = found.get("seq") if isinstance(found, dict) else None
-        return seq if type(seq) is int and 0 <= seq <= 2**53 else 0
+    def _pieces(self, frame: bytes | str) -> Iterator[Any] | None:
+        """The pieces of a list, each to be decoded alone; None if the frame is no list."""
+        try:
+            pieces = msgspec.structs.astuple(self._decode_pieces(frame))
+        except msgspec.ValidationError:
+            return None
+        except _UNREADABLE as error:
+            raise self._unreadable(error) from error
+        if pieces[-1] is not None:
+            raise CrowdedError
+        return takewhile(_is_there, pieces)
+
+    def _decode_piece(self, piece: Any) -> WebSocketRequest | Unfit:  # noqa: ANN401 - bytes or text
+        try:
+            found: WebSocketRequest = self._decode_one(piece)
+        except msgspec.ValidationError as error:
+            return self._unfit(piece, error)
+        except _UNREADABLE as error:
+            raise self._unreadable(error) from error
+        return found
+
+    def _unfit(self, one: Any, problem: Exception) -> Unfit:  # noqa: ANN401 - a frame, or a piece of one
+        try:
+            seq: int = self._decode_numbered(one).seq
+        except msgspec.ValidationError:
+            seq = 0
+        except _UNREADABLE as error:
+            raise self._unreadable(error) from error
+        return Unfit(seq, str(problem))
+
+    def _unreadable(self, error: Exception) -> UnreadableError:
+        return UnreadableError(f"a frame is no {self.name}: {error}")
 
     def encode(self, answers: Sequence[Answer | Push], frame_bytes: int) -> list[bytes]:
         """The frames of answers: one as a rule, more if they are large."""
@@ -160,6 +210,10 @@ class Codec:
         half = len(answers) // 2
         first = self.encode(answers[:half], frame_bytes)
         return first + self.encode(answers[half:], frame_bytes)
+
+
+def _is_there(piece: object) -> bool:
+    return piece is not None
 
 
 # What a decoder says of bytes that are none of its own; the last one if they are nested too deep.

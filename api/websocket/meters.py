@@ -37,3 +37,8 @@ class WebSocketMeters:
     pushed: int = 0  # sessions
     opened: int = 0  # connections
     closed: dict[int, int] = field(default_factory=dict)  # connections, by the code of their end
+
+    @property
+    def open(self) -> int:
+        """Connections that have not ended."""
+        return self.opened - sum(self.closed.values())

@@ -2,13 +2,17 @@
 
 What is said in one turn of the loop leaves as one frame, without a task or a timer. Only when the
 network takes no more does a task wait for it, and what is said meanwhile gathers here. A consumer
-that takes nothing for too long is stuck: there is no use in telling it more.
+that takes nothing for too long is stuck: there is no use in telling it more. One that takes what
+it is told, however slowly, lives, though it may not come to a ping and its answer for long.
 
 Sessions can be large. They are kept as they are, sharing their bytes with the state, and encoded
 one by one when there is room for them; how much of them waits is known, for who may ask for more.
 """
 
 import asyncio
+import fcntl
+import sys
+import termios
 from collections.abc import Callable
 from typing import Any
 
@@ -37,10 +41,10 @@ class Outbox:
         *,
         frame_bytes: int,
         timeout_s: float,
-        on_answered: Callable[[int], None],
+        on_left: Callable[[int], None],
         on_stuck: Callable[[], None],
     ) -> None:
-        """`on_answered` is told how many answers have left."""
+        """`on_left` is told when anything has left, and how many answers were in it."""
         if request.transport is None:
             raise ConnectionResetError("the connection is gone")
         self._transport: asyncio.Transport = request.transport
@@ -50,7 +54,7 @@ class Outbox:
         self._meters = meters
         self._frame_bytes = frame_bytes
         self._timeout_s = timeout_s
-        self._on_answered = on_answered
+        self._on_left = on_left
         self._on_stuck = on_stuck
         self._loop = asyncio.get_running_loop()
         self._opcode = _TEXT if codec.is_text else _BINARY
@@ -59,6 +63,11 @@ class Outbox:
         self._is_due = False
         self._waiting: asyncio.Task[None] | None = None  # for the network
         self.session_bytes = 0  # of sessions that wait
+        self._raw_socket = request.transport.get_extra_info("socket")
+        self._written_bytes = 0
+        # As it was at the last `mark`.
+        self._marked_left_bytes = 0
+        self._marked_taken_bytes = 0
         self.trace: ConnectionTrace | None = None
 
     def answer(self, answer: Any) -> None:  # noqa: ANN401 - any of them
@@ -88,22 +97,62 @@ class Outbox:
         self.session_bytes += _session_bytes(push)
         self.push(push)
 
-    def ping(self) -> None:
-        """Ask for a sign of life."""
-        self._control(_PING, b"")
+    def ping(self) -> bool:
+        """Ask for a sign of life, and answer whether that was possible."""
+        return self._control(_PING, b"")
 
     def pong(self, data: bytes) -> None:
         """Give a sign of life; one that would have to wait would be none."""
         self._control(_PONG, data)
 
-    def _control(self, opcode: int, data: bytes) -> None:
+    def _control(self, opcode: int, data: bytes) -> bool:
         if self._waiting is None and not self._socket.closed and not self._transport.is_closing():
-            self._transport.write(frame_head(opcode, len(data)) + data)
+            frame = frame_head(opcode, len(data)) + data
+            self._transport.write(frame)
+            self._written_bytes += len(frame)
+            return True
+        return False
 
     @property
     def is_blocked(self) -> bool:
         """Whether the network takes no more at present."""
         return self._waiting is not None
+
+    # What the other side has taken, of which its network tells before its program does
+
+    def mark(self) -> None:
+        """Look how far it is, for `takes` and `has_all`."""
+        self._marked_left_bytes = self._left_bytes
+        self._marked_taken_bytes = self._written_bytes - self._marked_left_bytes
+
+    @property
+    def takes(self) -> bool:
+        """Whether it has gone on, since the mark, with what it had not taken by then.
+
+        That takes a program that reads, while a few bytes more are taken by the network alone.
+        """
+        return self._marked_left_bytes > 0 and self._has_gone_on
+
+    @property
+    def has_all(self) -> bool:
+        """Whether its network has all that was sent, or has at least gone on since the mark."""
+        return not self._left_bytes or self._has_gone_on
+
+    @property
+    def _has_gone_on(self) -> bool:
+        return self._written_bytes - self._left_bytes > self._marked_taken_bytes
+
+    @property
+    def _left_bytes(self) -> int:
+        """What it has not taken, here and in the system's buffer."""
+        size_bytes = self._transport.get_write_buffer_size()
+        if self._raw_socket is not None:
+            try:
+                unsent = fcntl.ioctl(self._raw_socket.fileno(), termios.TIOCOUTQ, bytes(4))
+                size_bytes += int.from_bytes(unsent, sys.byteorder)
+            except (OSError, ValueError):
+                pass  # it is closed, or the system does not tell
+        return size_bytes
 
     def flush(self) -> None:
         """Send what there is."""
@@ -122,8 +171,7 @@ class Outbox:
         self._out, self._answers, self.session_bytes = [], 0, 0
         self._send(out)
         self._look_for_room()
-        if answers:
-            self._on_answered(answers)
+        self._on_left(answers)
 
     def drop(self) -> None:
         """Say nothing of what waits: nobody is there to hear it."""
@@ -131,8 +179,7 @@ class Outbox:
         self._out, self._answers, self.session_bytes = [], 0, 0
         if self._waiting is not None:
             self._waiting.cancel()
-        if answers:
-            self._on_answered(answers)
+        self._on_left(answers)
 
     def _send_in_parts(self) -> None:
         """Send what is large alone, and no more than there is room for."""
@@ -152,8 +199,7 @@ class Outbox:
             self._look_for_room()
         self._out = out[place:]
         self._answers -= answers
-        if answers:
-            self._on_answered(answers)
+        self._on_left(answers)
 
     def _send(self, out: list[Any]) -> None:
         for frame in self._codec.encode(out, self._frame_bytes):
@@ -163,6 +209,7 @@ class Outbox:
             else:
                 self._transport.write(head)
                 self._transport.write(frame)
+            self._written_bytes += len(head) + len(frame)
             self._meters.frames_out += 1
             self._meters.bytes_out += len(frame)
 
@@ -188,13 +235,13 @@ class Outbox:
     async def _is_taken(self, draining: asyncio.Future[None]) -> bool:
         """Whether all is taken in the end. To take a little is enough, if that goes on."""
         patience = _LOOKS
-        left_bytes = self._transport.get_write_buffer_size()
+        left_bytes = self._left_bytes
         while patience:
             await asyncio.wait([draining], timeout=self._timeout_s / (_LOOKS + 1))
             if draining.done():
                 draining.result()
                 return True
-            now_bytes = self._transport.get_write_buffer_size()
+            now_bytes = self._left_bytes
             patience = _LOOKS if now_bytes < left_bytes else patience - 1
             left_bytes = now_bytes
         return False

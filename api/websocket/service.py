@@ -4,6 +4,10 @@ Requests are handed on as they come, and answered by callbacks; nothing here wai
 consumer a session goes to the cluster under its name, so that its heartbeats renew it. Under an
 idempotency key no name may be given, because the same request has to be the same over another
 connection: there the session is made the consumer's by a Touch, before that is answered.
+
+To touch a session, alone or in a transaction, makes it the consumer's as well, wherever it was
+operated before: who shows its epoch holds it. Only a node that is about to stop leaves it where it
+is.
 """
 
 import asyncio
@@ -51,7 +55,7 @@ _DRAINING = refusal(
     503, "draining", "the node is about to stop: go on at another one", retryable=True
 )
 
-Stepping = ask.Append | ask.Replace | ask.Remove | ask.Store | ask.Touch | ask.Park | ask.Unpark
+Stepping = ask.Append | ask.Replace | ask.Remove | ask.Store | ask.Park | ask.Unpark
 
 
 class _Poll:
@@ -110,7 +114,7 @@ class Service:
             ask.Replace: self._step,
             ask.Remove: self._step,
             ask.Store: self._step,
-            ask.Touch: self._step,
+            ask.Touch: self._touch,
             ask.Park: self._step,
             ask.Unpark: self._step,
             ask.Take: self._take,
@@ -185,10 +189,10 @@ class Service:
         self._note(result)
         self._answered(seq, result)
 
-    def _note(self, result: Result) -> None:
+    def _note(self, result: Result, shown: Iterable[tuple[int, int]] = ()) -> None:
         if isinstance(result, Failure):
             self._budget.spend(result)
-            self._consumer.doubts(result)
+            self._consumer.doubts(result, shown)
         else:
             self._budget.earn()
 
@@ -221,7 +225,7 @@ class Service:
 
         def claimed(session_id: int, epoch: int, result: Result) -> None:
             nonlocal left
-            self._note(result)
+            self._note(result, [(session_id, epoch)])
             if not isinstance(result, Failure):
                 self._consumer.take(session_id, epoch, is_known=True)
             left -= 1
@@ -330,7 +334,7 @@ class Service:
         def touched(place: int, result: Result) -> None:
             nonlocal left
             (session_id, epoch), held = asked[place], request.sessions[place]
-            self._note(result)
+            self._note(result, [asked[place]])
             if isinstance(result, Failure):
                 resumed[place] = NotResumed(id=held.id, error=of_failure(result).fields())
             else:
@@ -398,10 +402,39 @@ class Service:
         callback = partial(self._direct, request.seq)
         self._gateway.submit(encoded, callback, is_ending=request.is_ending)
 
+    def _touch(self, request: ask.Touch) -> None:
+        target = request.target
+        self._if_allowed(request.seq, (target,), partial(self._claim, request, target))
+
+    def _claim(self, request: ask.Touch, target: op.Target) -> None:
+        name, touches = self._name_to_claim(request), (request,)
+        encoded = request.encoded_on(target, name)
+        done = partial(self._transacted, request.seq, name, touches, self._touched(touches))
+        operator = self._operators.operate(target, request.epoch)
+        if operator is not None:
+            operator.ask(Step(encoded, done, is_verdict=False, is_ending=True))
+        else:
+            self._gateway.submit(encoded, partial(self._noted, done), is_ending=True)
+
+    def _name_to_claim(self, request: ask.Request) -> bytes | None:
+        """Under what name sessions are touched; none if they are claimed afterwards, or not."""
+        return None if self._is_draining else self._may_be_given(request)
+
+    def _touched(self, touches: Iterable[ask.Touch]) -> list[tuple[int, int]]:
+        """Which sessions that are, with their epochs, as this node has it now."""
+        targets = ((one.target, one.epoch) for one in touches)
+        return [
+            (one if isinstance(one, int) else self._gateway.session_id(one), epoch)
+            for one, epoch in targets
+        ]
+
     def _txn(self, request: ask.Txn) -> None:
         operations, name = request.operations, None
+        touches = [one for one in operations if isinstance(one, ask.Touch)]
         if any(map(_gives, operations)):
             name = self._may_be_given(request)
+        elif touches:
+            name = self._name_to_claim(request)
         encoded = request.encoded(name)
         themes = [one.theme for one in operations if isinstance(one, ask.New)]
         self._front.check(self._principal, Scope.OPERATE, *themes)
@@ -409,13 +442,29 @@ class Service:
         targets = tuple(target for target, _ in shown)
 
         def go_on() -> None:
-            done = partial(self._transacted, request.seq, name)
-            self._operators.transact(shown, encoded, done, weight=len(operations))
+            done = partial(self._transacted, request.seq, name, touches, self._touched(touches))
+            noted = partial(self._noted, done)
+            self._operators.transact(shown, encoded, noted, weight=len(operations))
 
         self._if_allowed(request.seq, targets, go_on)
 
-    def _transacted(self, seq: int, name: bytes | None, result: Result) -> None:
+    def _noted(self, then: Callable[[Result], object], result: Result) -> None:
         self._note(result)
+        then(result)
+
+    def _transacted(
+        self,
+        seq: int,
+        name: bytes | None,
+        touches: Iterable[ask.Touch],
+        shown: list[tuple[int, int]],
+        result: Result,
+    ) -> None:
+        """Direct what was given or touched, and answer. `shown` is what is touched, as of before.
+
+        Behind a key there may be another session by now, which nobody has shown the epoch of. What
+        has the consumer's name is its own in any case.
+        """
         given: list[tuple[int, int]] = []
         if isinstance(result, Done):
             given += (
@@ -423,6 +472,13 @@ class Service:
                 for one in result.results
                 if isinstance(one, Created | Acquired) and one.epoch
             )
+        if isinstance(result, Failure):
+            self._consumer.doubts(result, shown)
+        elif name is not None:
+            for session_id, epoch in self._touched(touches):
+                self._consumer.take(session_id, epoch, is_known=True)
+        elif not self._is_draining:
+            given += shown
         self._given(given, name, partial(self._answered, seq, result))
 
     # The rest
@@ -461,6 +517,7 @@ class Service:
             self._gateway.session(target, partial(self._got, seq, target), is_stale=True)
 
     def _beat(self, request: ask.Heartbeat) -> None:
+        self._front.check(self._principal, Scope.OPERATE)
         _without_key(request)
 
         def answered(result: Result) -> None:

@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from api.consumers import BEATS_PER_LEASE, SILENT_PERIODS, Consumer, Consumers
+from api.consumers import BEATS_PER_LEASE, SILENT_PERIODS, Consumer, Consumers, Sign
 from api.operators import Operators, Step
 from state import Cause, Created, Failure, Outcome, Phase, encode
 from state import operations as op
@@ -30,6 +30,10 @@ class Connection:
         self.beats = 0
         self.silences = 0
         self.lost: list[tuple[int, int, str]] = []
+        self.means = Sign.SILENCE  # that nothing is heard
+
+    def sign(self) -> Sign:
+        return self.means
 
     def on_beat(self) -> None:
         self.beats += 1
@@ -129,6 +133,31 @@ def test_who_is_not_heard_sends_no_heartbeats_and_has_vanished_after_a_lease(nod
     assert len(node.cluster.machine.stale(100)) == 0
     node.cluster.do()
     assert len(node.cluster.machine.stale(100)) == 1
+
+
+def test_one_that_could_not_be_asked_is_neither_gone_nor_alive(node: Node) -> None:
+    consumer, connection = node.connect()
+    node.new(consumer)
+    node.cluster.loop.advance(LEASE_S / BEATS_PER_LEASE)
+    node.gateway.commit()
+    connection.means = Sign.NONE
+    node.cluster.loop.advance(4 * LEASE_S)
+    assert (connection.silences, heartbeats(node)) == (0, 0)
+    connection.means = Sign.SILENCE
+    node.cluster.loop.advance(LEASE_S)
+    assert connection.silences == 0
+    node.cluster.loop.advance(LEASE_S / BEATS_PER_LEASE)
+    assert connection.silences == 1
+
+
+def test_one_that_is_not_listened_to_or_takes_what_it_is_told_is_alive(node: Node) -> None:
+    consumer, connection = node.connect()
+    node.new(consumer)
+    connection.means = Sign.LIFE
+    for _ in range(4 * BEATS_PER_LEASE):
+        node.cluster.loop.advance(LEASE_S / BEATS_PER_LEASE)
+        node.gateway.commit()
+    assert (connection.silences, node.cluster.machine.stale(100)) == (0, [])
 
 
 # How it goes
@@ -233,6 +262,44 @@ def test_doubt_is_reason_enough_to_look(node: Node) -> None:
     assert node.gateway.queue == []  # once is enough: the answer was about all that came before
 
 
+def test_what_the_consumer_has_shown_the_epoch_of_is_its_own_and_not_stored(node: Node) -> None:
+    consumer, connection = node.connect()
+    ids = [node.new(node.connect()[0]) for _ in range(2)]
+
+    def doubts(failure: Any) -> None:
+        consumer.doubts(failure, [(ids[0], 1)])
+
+    for one in ids:
+        node.gateway.submit(encode(op.Touch(one, 1, consumer.name)), doubts)
+    node.gateway.expire()
+    node.cluster.loop.advance(IDLE_S)
+    node.gateway.commit_all()
+    assert consumer.held == {ids[0]}
+    assert [node.session(one).phase for one in ids] == [Phase.ACTIVE, Phase.READY]
+    assert connection.lost == []
+
+
+def test_what_is_being_stored_already_is_not_stored_once_more(node: Node) -> None:
+    consumer, _ = node.connect()
+    node.new(consumer)
+    node.gateway.submit(encode(op.New(THEME, consumer=consumer.name)), lambda _: None)
+    node.gateway.expire()
+    node.gateway.commit()
+    lost = node.gateway.held_by(consumer.name)[1][0]
+    beat = encode(op.Heartbeat(consumer.name))
+    for _ in range(4 * BEATS_PER_LEASE):
+        consumer.was_heard = True
+        node.cluster.loop.advance(LEASE_S / BEATS_PER_LEASE)
+        queue = node.gateway.queue
+        node.gateway.queue = [one for one in queue if one.encoded != beat]
+        node.gateway.expire(was_sent=False)
+        node.gateway.queue += [one for one in queue if one.encoded == beat]
+        node.gateway.commit()
+    operator = node.operators.find(lost)
+    assert operator is not None
+    assert (operator.is_storing, operator.depth) == (True, 1)
+
+
 def test_what_was_resumed_at_another_node_is_told_and_let_go(node: Node) -> None:
     consumer, connection = node.connect()
     ids = [node.new(consumer) for _ in range(3)]
@@ -264,6 +331,9 @@ class Client:
         self.node = node
         self.is_connected = True
         self.consumer = node.consumers.connect(self)
+
+    def sign(self) -> Sign:
+        return Sign.SILENCE
 
     def on_beat(self) -> None:
         pass

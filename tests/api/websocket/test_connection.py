@@ -12,9 +12,9 @@ from typing import Any
 
 import msgspec
 import pytest
-from aiohttp import ClientSession, WSServerHandshakeError
+from aiohttp import ClientSession, WSServerHandshakeError, web
 
-from api.websocket.frames import JSON, MSGPACK
+from api.websocket.frames import FRAME_REQUESTS_MAX, JSON, MSGPACK
 from state import Failure, Operation, Phase, Session, encode
 from state.operations import SetLimits, SetPolicy
 from tests.api.servers import HTTP, Running, cluster_of_three, server, until
@@ -68,6 +68,38 @@ async def test_without_a_subprotocol_there_is_no_connection(
         with pytest.raises(WSServerHandshakeError) as refused:
             await client.ws_connect(f"{node.url}/v1/operate", protocols=protocols)
     assert refused.value.status == 400
+
+
+async def test_one_that_begins_as_the_node_starts_to_drain_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with server(tmp_path, http=replace(HTTP, drain_ms=5000)) as node:
+        prepare = web.WebSocketResponse.prepare
+        leaving: list[asyncio.Future[Any]] = []
+
+        async def slowly(socket: Any, request: Any) -> Any:
+            leaving.append(asyncio.ensure_future(node.leave()))
+            await until(lambda: node.front.health.is_draining)
+            return await prepare(socket, request)
+
+        monkeypatch.setattr(web.WebSocketResponse, "prepare", slowly)
+        async with connect(node) as ws:
+            assert (await ws.push("draining"))["within_ms"] == 5000
+            assert (await ws.error("new", theme=THEME))["code"] == "draining"
+        await leaving[0]
+
+
+async def test_only_websockets_count_as_websockets(node: Running) -> None:
+    async with (
+        ClientSession(node.url) as client,
+        client.get("/v1/events") as events,
+        connect(node),
+    ):
+        assert events.status == 200
+        await until(lambda: len(node.front.connections) == 2)
+        async with client.get("/metrics") as response:
+            assert "\nritornello_websocket_connections 1.0\n" in await response.text()
+    await until(lambda: not node.front.websockets.open)
 
 
 # How it ends
@@ -125,6 +157,17 @@ async def test_what_was_said_right_before_the_end_is_done(node: Running) -> None
     await until(lambda: not is_active(node, created["id"]))
 
 
+async def test_a_job_that_is_finished_right_before_the_end_is_not_repeated(node: Running) -> None:
+    async with connect(node) as ws:
+        held = {"id": (await ws.ask("new", theme=THEME, key="job"))["id"], "epoch": 1}
+        steps = [ws.request("append", **held, text="x") for _ in range(20)]
+        await ws.send([*steps, ws.request("remove", **held)])
+    await until(lambda: not node.front.connections)
+    await until(lambda: not is_active(node, held["id"]))
+    assert not node.front.gateway.session_id((THEME, b"job"))
+    await until(lambda: not node.front.operators.releasing)
+
+
 async def test_the_end_of_the_stream_alone_is_no_farewell(node: Running) -> None:
     raw = await Raw.connect(node)
     raw.send({"op": "new", "seq": 1, "theme": THEME})
@@ -160,6 +203,8 @@ async def test_a_peer_whose_network_is_gone_ends_too(tmp_path: Path) -> None:
         ("kind", 1003, "binary frames"),
         ("bytes", 1007, "no ritornello.msgpack.v1"),
         ("size", 1009, ""),
+        ("nonsense", 1009, "4096 requests"),
+        ("heartbeats", 1009, "4096 requests"),
         ("mask", 1002, ""),
     ],
 )
@@ -167,6 +212,7 @@ async def test_what_breaks_the_protocol_is_told_and_what_is_held_is_stored(
     tmp_path: Path, what: str, code: int, reason: str
 ) -> None:
     http = replace(HTTP, websocket_frame_bytes=64 * 1024)
+    crowd = FRAME_REQUESTS_MAX + 1
     async with server(tmp_path, http=http) as node:
         raw = await Raw.connect(node)
         raw.send({"op": "new", "seq": 1, "theme": THEME})
@@ -178,6 +224,10 @@ async def test_what_breaks_the_protocol_is_told_and_what_is_held_is_stored(
                 raw.writer.write(frame(2, b"\xc1"))
             case "size":
                 raw.writer.write(frame(2, b"x" * (64 * 1024 + 1)))
+            case "nonsense":
+                raw.writer.write(frame(2, b"\xdd" + crowd.to_bytes(4) + bytes(crowd)))
+            case "heartbeats":
+                raw.writer.write(frame(2, msgspec.msgpack.encode([{"op": "heartbeat"}] * crowd)))
             case _:
                 raw.writer.write(b"\x8b\x80abcd")  # an opcode that nobody knows
         closed = await raw.closed()
@@ -292,6 +342,72 @@ async def test_beyond_its_bound_nothing_more_is_read_until_answers_are(tmp_path:
         assert len({one["id"] for one in answers}) == 100
 
 
+SHORT = 400  # a lease, in milliseconds
+
+
+@pytest.mark.parametrize("more", [0, 1])
+@pytest.mark.parametrize("is_one_frame", [True, False])
+async def test_at_its_bound_a_consumer_keeps_what_it_holds(
+    tmp_path: Path, more: int, is_one_frame: bool
+) -> None:
+    """For several leases, in which it says nothing that is read."""
+    async with server(tmp_path, http=replace(HTTP, websocket_requests_in_flight=4)) as node:
+        await do(node, SetPolicy(THEME, (("lease_ms", SHORT),)))
+        async with connect(node) as ws:
+            created = await ws.ask("new", theme=THEME)
+            polls = [ws.request("acquire", themes=[8], wait=1.5) for _ in range(4 + more)]
+            if is_one_frame:
+                await ws.send(polls)
+            else:
+                for one in polls:
+                    await ws.send(one)
+            for one in polls:
+                assert (await ws.answer(one["seq"]))["sessions"] == []
+            appended = await ws.ask("append", id=created["id"], epoch=1, text="x")
+            assert appended["revision"] == 2
+            assert ws.pushes == []
+
+
+async def test_who_is_gone_at_its_bound_is_found_when_what_it_asked_has_ended(
+    tmp_path: Path,
+) -> None:
+    async with server(tmp_path, http=replace(HTTP, websocket_requests_in_flight=4)) as node:
+        await do(node, SetPolicy(THEME, (("lease_ms", SHORT),)))
+        raw = await Raw.connect(node)
+        raw.send({"op": "new", "seq": 1, "theme": THEME})
+        created = await raw.answer(1)
+        raw.transport.pause_reading()  # its network is there, and nobody behind it
+        for _ in range(9):
+            raw.send({"op": "acquire", "themes": [8], "wait": 0.4})
+        await until(lambda: len(node.front.waiters) == 4)
+        await until(lambda: not node.front.connections, 6)
+        assert node.front.websockets.closed == {3008: 1}
+        await until(lambda: not is_active(node, created["id"]))
+        assert last_cause(node, created["id"])[0] == "stale"
+        raw.transport.abort()
+
+
+async def test_who_breaks_off_at_its_bound_is_gone_at_once(tmp_path: Path) -> None:
+    async with server(tmp_path, http=replace(HTTP, websocket_requests_in_flight=4)) as node:
+        async with connect(node) as ws:
+            await ws.send([ws.request("acquire", themes=[8], wait=50) for _ in range(9)])
+            await until(lambda: len(node.front.waiters) == 4)
+            ws.vanish()
+            await until(lambda: not node.front.connections, 5)
+        await until(lambda: len(node.front.waiters) == 0)
+
+
+async def test_a_farewell_is_heard_at_the_bound(tmp_path: Path) -> None:
+    async with server(tmp_path, http=replace(HTTP, websocket_requests_in_flight=4)) as node:
+        async with connect(node) as ws:
+            created = await ws.ask("new", theme=THEME)
+            await ws.send([ws.request("acquire", themes=[8], wait=50) for _ in range(4)])
+            await until(lambda: len(node.front.waiters) == 4)
+            await ws.socket.close(code=1000)
+            await until(lambda: not is_active(node, created["id"]), 5)
+        assert last_cause(node, created["id"])[0] == "disconnected"
+
+
 @pytest.mark.parametrize("protocol", [MSGPACK, JSON])
 async def test_a_large_session_is_a_frame_of_its_own(tmp_path: Path, protocol: str) -> None:
     async with server(tmp_path) as node, connect(node, protocol) as ws:
@@ -321,6 +437,58 @@ async def test_a_slow_reader_is_waited_for_and_memory_is_bounded(tmp_path: Path)
             if seq % 500 == 0:
                 await asyncio.sleep(0.3)
         raw.writer.close()
+
+
+@pytest.mark.parametrize("is_one_frame", [True, False])
+async def test_when_pushes_have_been_read_requests_are_again(
+    tmp_path: Path, is_one_frame: bool
+) -> None:
+    """Those that were not read for that, and reads that had no room."""
+    http = replace(HTTP, websocket_send_buffer_bytes=64 * 1024)
+    async with server(tmp_path, http=http) as node:
+        async with connect(node) as ws:
+            for _ in range(24):
+                await ws.ask("new", theme=THEME, repeat_after=0, text="x" * 900_000)
+            await ws.ask("new", theme=8, key="k", repeat_after=60)
+        raw = await Raw.connect(node)
+        credit = {"op": "credit", "seq": 1, "themes": [THEME], "count": 24}
+        get = {"op": "get", "seq": 2, "theme": 8, "key": "k"}
+        raw.transport.pause_reading()
+        if is_one_frame:
+            raw.writer.write(frame(2, msgspec.msgpack.encode([credit, get])))
+        else:
+            raw.send(credit)
+        await until(lambda: node.front.websockets.pushed)
+        if not is_one_frame:
+            raw.send(get)
+            await until(lambda: node.front.websockets.frames_in == 27)
+        raw.transport.resume_reading()
+        async with asyncio.timeout(10):  # pings alone are no answer
+            assert (await raw.answer(2))["session"]["key"] == "k"
+        raw.writer.close()
+
+
+async def test_who_reads_slowly_keeps_what_it_holds(tmp_path: Path) -> None:
+    """It comes to no ping for several leases, and goes on reading."""
+    async with server(tmp_path) as node:
+        await do(node, SetPolicy(THEME, (("lease_ms", SHORT),)))
+        async with connect(node) as ws:
+            large = await ws.ask("new", theme=8, repeat_after=60, text="x" * 900_000)
+        raw = await Raw.connect(node)
+        raw.send({"op": "new", "seq": 1, "theme": THEME})
+        created = await raw.answer(1)
+        count = 24
+        for seq in range(count):
+            raw.send({"op": "get", "seq": 2 + seq, "id": large["id"]})
+        left_bytes = count * 900_000
+        begin_s = asyncio.get_running_loop().time()
+        while left_bytes > 0:
+            left_bytes -= len(await raw.reader.read(64 * 1024))
+            await asyncio.sleep(0.01)
+        assert asyncio.get_running_loop().time() - begin_s > 5 * SHORT / 1000
+        assert is_active(node, created["id"])
+        assert node.front.websockets.closed == {1000: 1}
+        raw.transport.abort()
 
 
 @pytest.mark.parametrize("has_credit", [False, True])

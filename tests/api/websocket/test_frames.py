@@ -1,5 +1,6 @@
 """The two subprotocols: what is read of any bytes, and how answers are cut into frames."""
 
+import tracemalloc
 from typing import Any
 
 import msgspec
@@ -10,8 +11,10 @@ from hypothesis import strategies as st
 from api import requests as ask
 from api.websocket.frames import (
     CODECS,
+    FRAME_REQUESTS_MAX,
     JSON,
     MSGPACK,
+    CrowdedError,
     ErrorAnswer,
     Hello,
     Unfit,
@@ -100,19 +103,71 @@ def test_a_seq_that_is_none_is_answered_as_zero(protocol: str, seq: object) -> N
         (MSGPACK, b"\x92\x81\xa2op\xa3fly"),
         (MSGPACK, b"\x91" * 100_000),
         (MSGPACK, b"\x81\xa2op" * 100_000),
-        (MSGPACK, b"\x81\xa3seq\xa1\xff"),
+        (MSGPACK, b"\x81\xa2op\xa1\xff"),
+        (MSGPACK, b"\x92\x00\x81\xa2op\xa1\xff"),
     ],
 )
 def test_what_cannot_be_read_is_an_error_of_its_own(protocol: str, frame: Any) -> None:
     with pytest.raises(UnreadableError):
-        CODECS[protocol].decode(frame)
+        list(CODECS[protocol].decode(frame))
+
+
+HEARTBEAT = {"op": "heartbeat"}
+
+
+@pytest.mark.parametrize("protocol", [JSON, MSGPACK])
+@pytest.mark.parametrize("last", [HEARTBEAT, {"op": "fly"}, 0, [], None])
+def test_a_frame_has_a_bound_of_requests_sense_or_nonsense(protocol: str, last: object) -> None:
+    bound = FRAME_REQUESTS_MAX
+    whole = encode(protocol, [HEARTBEAT] * (bound - 1) + [last])
+    found = list(CODECS[protocol].decode(whole))
+    assert len(found) == bound
+    assert isinstance(found[-1], ask.Heartbeat if last == HEARTBEAT else Unfit)
+    for head in ([], [last]):
+        crowded = encode(protocol, [*head, *([HEARTBEAT] * bound), last])
+        with pytest.raises(CrowdedError):
+            CODECS[protocol].decode(crowded)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "frame"),
+    [
+        (MSGPACK, b"\xdd\x00\x10\x00\x00" + bytes(1 << 20)),
+        (MSGPACK, b"\x81\xa1a\xdd\x00\x10\x00\x00" + b"\x90" * (1 << 20)),
+        (MSGPACK, b"\x91\x81\xa3seq\xdd\x00\x10\x00\x00" + b"\x90" * (1 << 20)),
+        (JSON, "[" + "0," * (1 << 20) + "0]"),
+        (JSON, '{"a":[' + "[]," * (1 << 20) + "[]]}"),
+        (JSON, '[{"seq":[' + "[]," * (1 << 20) + "[]]}]"),
+    ],
+)
+def test_of_nonsense_next_to_nothing_is_made(protocol: str, frame: Any) -> None:
+    tracemalloc.start()
+    try:
+        found = list(CODECS[protocol].decode(frame))
+    except CrowdedError:
+        found = []
+    finally:
+        _, peak_bytes = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert len(found) <= 1
+    assert peak_bytes < 2 * len(frame)
+
+
+@pytest.mark.parametrize("protocol", [JSON, MSGPACK])
+def test_a_frame_with_nonsense_is_decoded_as_it_is_taken(protocol: str) -> None:
+    requests = iter(
+        CODECS[protocol].decode(encode(protocol, [HEARTBEAT, {"op": "fly"}, HEARTBEAT]))
+    )
+    assert next(requests) == ask.Heartbeat()
+    assert isinstance(next(requests), Unfit)
+    assert next(requests) == ask.Heartbeat()
 
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_read_or_refused(frame: bytes) -> None:
     for protocol in (JSON, MSGPACK):
         try:
-            found = CODECS[protocol].decode(frame)
+            found = list(CODECS[protocol].decode(frame))
         except UnreadableError:
             continue
         assert all(isinstance(one, Unfit | ask.Request) for one in found)
@@ -121,7 +176,7 @@ def test_any_bytes_are_read_or_refused(frame: bytes) -> None:
 @given(st.sampled_from([JSON, MSGPACK]), values | fields | st.lists(fields | values))
 def test_any_value_is_read_request_by_request(protocol: str, value: Any) -> None:
     try:
-        found = CODECS[protocol].decode(encode(protocol, value))
+        found = list(CODECS[protocol].decode(encode(protocol, value)))
     except UnreadableError:
         return
     assert len(found) == (len(value) if isinstance(value, list) else 1)
@@ -144,7 +199,14 @@ def test_answers_leave_in_order_in_frames_within_the_bound(sizes: list[int], nam
 
 
 def test_one_answer_is_a_frame_by_itself_and_not_a_list() -> None:
-    hello = Hello(node="n", consumer="c", frame_bytes=1, requests_in_flight=2, unread_bytes=3)
+    hello = Hello(
+        node="n",
+        consumer="c",
+        frame_bytes=1,
+        frame_requests=2,
+        requests_in_flight=3,
+        unread_bytes=4,
+    )
     (frame,) = CODECS[JSON].encode([hello], 1000)
     assert frame.startswith(b'{"push":"hello","node":"n"')
 

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import ClientSession
 
 from api import requests as ask
 from api.security.tokens import new_token
-from api.websocket.frames import JSON
+from api.websocket.frames import FRAME_REQUESTS_MAX, JSON
 from state import Failure, Operation, Phase, encode
 from state.operations import SetPolicy
 from tests.api.security.files import entry
@@ -57,6 +58,7 @@ async def test_hello_tells_where_it_is_and_what_may_be_sent(node: Running, proto
             "node": "node-1",
             "consumer": ws.hello["consumer"],
             "frame_bytes": settings.websocket_frame_bytes,
+            "frame_requests": FRAME_REQUESTS_MAX,
             "requests_in_flight": settings.websocket_requests_in_flight,
             "unread_bytes": settings.websocket_send_buffer_bytes,
         }
@@ -172,10 +174,17 @@ async def test_requests_of_one_session_keep_their_order_and_stop_at_a_failure(ws
 
 
 async def test_many_requests_in_one_frame_are_all_answered(node: Running, ws: Client) -> None:
-    requests = [ws.request("new", theme=THEME, repeat_after=0) for _ in range(5000)]
+    count = FRAME_REQUESTS_MAX
+    requests = [ws.request("new", theme=THEME, repeat_after=0) for _ in range(count)]
     answers = await ws.ask_all(*requests)
-    assert len({one["id"] for one in answers}) == 5000
-    assert node.front.websockets.requests[ask.New] == 5000
+    assert len({one["id"] for one in answers}) == count
+    assert node.front.websockets.requests[ask.New] == count
+
+
+async def test_nonsense_is_answered_one_by_one_among_what_makes_sense(ws: Client) -> None:
+    requests = [ws.request("fly" if n % 2 else "heartbeat") for n in range(FRAME_REQUESTS_MAX)]
+    answers = await ws.ask_all(*requests)
+    assert ["error" in one for one in answers] == [False, True] * (FRAME_REQUESTS_MAX // 2)
 
 
 async def test_own_verdicts_are_no_losses_however_they_are_given(ws: Client) -> None:
@@ -206,6 +215,77 @@ async def test_what_a_transaction_gives_is_the_consumers(node: Running, ws: Clie
         int(taken["id"], 16),
     }
     assert (await ws.ask("heartbeat"))["held"] == 2
+
+
+# Touching
+
+
+@pytest.fixture
+async def worker(node: Running) -> dict[str, Any]:
+    """A session that a worker operates over HTTP, who is not heard of again; its lease is short."""
+    await do(node, SetPolicy(THEME, (("lease_ms", 500),)))
+    async with (
+        ClientSession(node.url) as client,
+        client.post(f"/v1/themes/{THEME}/sessions?key=work", data=b"x") as response,
+    ):
+        created: dict[str, Any] = await response.json()
+    assert created["epoch"] == 1
+    return created
+
+
+BY_ID = {"op": "touch", "epoch": 1}
+BY_KEY = {"op": "touch", "theme": THEME, "key": "work", "epoch": 1}
+NEXT = {"op": "new", "theme": OTHER}
+
+
+@pytest.mark.parametrize("idempotency", [{}, {"idempotency_key": "a"}])
+@pytest.mark.parametrize("touch", [BY_ID, BY_KEY])
+@pytest.mark.parametrize("others", [None, [], [NEXT], [{"op": "append", "text": "y"}]])
+async def test_what_is_touched_is_the_consumers_from_then_on(
+    node: Running,
+    ws: Client,
+    worker: dict[str, Any],
+    touch: dict[str, Any],
+    others: list[dict[str, Any]] | None,
+    idempotency: dict[str, str],
+) -> None:
+    touch = touch if "key" in touch else {**touch, "id": worker["id"]}
+    if others is None:
+        answer = await ws.ask(**touch, **idempotency)
+    else:
+        named = [one if one["op"] == "new" else {**touch, **one} for one in others]
+        answer = await ws.ask("txn", operations=[touch, *named], **idempotency)
+    assert "error" not in answer
+    await ws.idle(2)  # several leases, and a heartbeat's answer as often
+    assert phase(node, worker["id"]) is Phase.ACTIVE
+    assert (await ws.ask("heartbeat"))["held"] == 1 + (others == [NEXT])
+    appended = await ws.ask("append", id=worker["id"], epoch=1, text="z")
+    assert "error" not in appended
+    assert ws.pushes == []
+
+
+async def test_what_is_touched_while_the_node_is_about_to_stop_stays_where_it_is(
+    node: Running, ws: Client, worker: dict[str, Any]
+) -> None:
+    own = await ws.ask("new", theme=OTHER)
+    for one in node.front.connections:
+        one.drain(1000)
+    touches = [{"op": "touch", "id": one["id"], "epoch": 1} for one in (own, worker)]
+    await ws.ask("txn", operations=touches)
+    await ws.ask("txn", operations=touches, idempotency_key="a")
+    for touch in touches:
+        assert "error" not in await ws.ask(**touch)
+    assert (await ws.ask("heartbeat"))["held"] == 1
+
+
+async def test_a_touch_that_fails_gives_nothing(ws: Client, worker: dict[str, Any]) -> None:
+    error = await ws.error("touch", id=worker["id"], epoch=9)
+    assert error["code"] == "lease_lost"
+    gone = {"op": "remove", "id": "999", "epoch": 1}
+    touch = {"op": "touch", "id": worker["id"], "epoch": 1}
+    error = await ws.error("txn", operations=[touch, gone])
+    assert error["code"] == "txn_aborted"
+    assert (await ws.ask("heartbeat"))["held"] == 0
 
 
 async def test_reading(ws: Client) -> None:
@@ -350,8 +430,10 @@ async def test_scopes_and_themes_hold_for_every_request(tmp_path: Path) -> None:
             ("acquire", {"themes": [THEME]}),
             ("take", {"id": own["id"]}),
             ("credit", {"themes": [THEME]}),
+            ("touch", {"id": own["id"], "epoch": 1}),
             ("resume", {"sessions": [{"id": own["id"], "epoch": 1}]}),
             ("txn", {"operations": [{"op": "new", "theme": THEME}]}),
+            ("heartbeat", {}),
         ):
             assert (await reading.error(op, **fields))["code"] == "forbidden", op
         target = {"id": foreign["id"], "epoch": 1}
@@ -359,6 +441,7 @@ async def test_scopes_and_themes_hold_for_every_request(tmp_path: Path) -> None:
             ("new", {"theme": OTHER}),
             ("append", {**target, "text": "x"}),
             ("remove", target),
+            ("touch", target),
             ("get", {"id": foreign["id"]}),
             ("acquire", {"themes": [THEME, OTHER]}),
             ("credit", {"themes": [OTHER]}),
