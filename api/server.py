@@ -173,11 +173,13 @@ class Server:
         """Serve until it has left."""
         failing = asyncio.ensure_future(self._leave_when_it_fails())
         status = await self._leaving
-        failing.cancel()
         try:
             await self._drain(is_able=status is not ExitStatus.NODE_FAILED)
         finally:
             await self._close()
+        if failing.done() and status is ExitStatus.STOPPED:
+            status = ExitStatus.NODE_FAILED  # on the way out
+        failing.cancel()
         _log.info("%s has left", self.settings.node.node_id)
         return status
 

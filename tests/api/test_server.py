@@ -199,6 +199,15 @@ async def test_a_journal_that_fails_ends_it_with_a_status_of_its_own(tmp_path: P
         assert (found["phase"], found["chunks"]) == ("stored", [])
 
 
+async def test_a_journal_that_fails_on_the_way_out_is_told_as_well(tmp_path: Path) -> None:
+    async with process(tmp_path) as node:
+        async with connect(node) as ws:
+            await ws.ask("new", theme=THEME)
+        resource.prlimit(node.process.pid, resource.RLIMIT_FSIZE, (0, 0))
+        node.signal(signal.SIGTERM)
+        assert await node.ended() == ExitStatus.NODE_FAILED
+
+
 async def test_a_node_that_gets_nothing_done_makes_room_for_another(tmp_path: Path) -> None:
     """Its peers stand still, and it does not know: it believes to be in order."""
     patient = (
