@@ -363,14 +363,14 @@ class Consumed(RuleBasedStateMachine):
         self.resumed: dict[int, tuple[Client, Consumer]] = {}
         self.left: list[bytes] = []  # consumers that have left for certain
 
-    def submit(self, client: Client, operation: Any, done: Any) -> None:
+    def submit(self, client: Client, operation: Any, done: Any, *shown: tuple[int, int]) -> None:
         """As a connection does: an answer of a connection that is gone is not heard."""
         consumer = client.consumer
         consumer.asks()
 
         def answered(result: Any) -> None:
             if isinstance(result, Failure):
-                consumer.doubts(result)
+                consumer.doubts(result, shown)
             done(consumer, result, client.is_connected and client.consumer is consumer)
 
         client.node.gateway.submit(encode(operation), answered)
@@ -470,7 +470,8 @@ class Consumed(RuleBasedStateMachine):
                 elif is_heard and result.outcome is Outcome.NOT_APPLIED:
                     client.holds.pop(session_id, None)
 
-            self.submit(client, op.Touch(session_id, epoch, name), touched)
+            touch = op.Touch(session_id, epoch, name)
+            self.submit(client, touch, touched, (session_id, epoch))
 
     @rule(node=NODE)
     def commit(self, node: int) -> None:
