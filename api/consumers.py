@@ -19,10 +19,11 @@ is stored; what it knows, and may resume anywhere, has its lease to wait for tha
 import asyncio
 from collections.abc import Iterable
 from enum import Enum, auto
+from functools import partial
 from typing import Protocol
 
 from api.gateway import Gateway
-from api.operators import RESUMED, Operator, Operators
+from api.operators import Operator, Operators
 from state import Cause, Failure, Outcome, Result, encode
 from state.operations import Heartbeat
 
@@ -104,6 +105,8 @@ class Consumer:
             self._is_unsure = True
             if len(self._shown) < SHOWN_MAX:  # those beyond would come back as if it had vanished
                 self._shown.update(shown)
+            if self._left is not None:
+                self._release_once_more(*self._left)
 
     def take(self, session_id: int, epoch: int, *, is_known: bool = False) -> None:
         """Hold a session that the cluster has given it, unless that is over already.
@@ -116,9 +119,7 @@ class Consumer:
         if not self.is_gone:
             self._operators.begin(session_id, epoch, self)
         elif self._left is not None:
-            if not self._is_releasing:
-                self._is_releasing = True
-                self._loop.call_soon(self._release, *self._left)
+            self._release_once_more(*self._left)
         elif not is_known:
             self._operators.give_back(session_id, epoch, "whoever asked for it had vanished")
 
@@ -131,6 +132,11 @@ class Consumer:
         if self._may_hold:
             # Behind all that is on its way: operations of one node never overtake each other.
             self._release(cause, reason)
+
+    def _release_once_more(self, cause: Cause, reason: str) -> None:
+        if not self._is_releasing:
+            self._is_releasing = True
+            self._loop.call_soon(self._release, cause, reason)
 
     def _release(self, cause: Cause, reason: str) -> None:
         self._is_releasing = False
@@ -176,8 +182,9 @@ class Consumer:
                 self.was_heard = False
                 self._silent_periods = 0
                 if self.held or self._is_unsure:
+                    answered = partial(self._answered, self._is_unsure)
                     self._is_unsure = False
-                    self._gateway.submit(self._heartbeat, self._answered, is_ending=True)
+                    self._gateway.submit(self._heartbeat, answered, is_ending=True)
             case Sign.NONE:
                 pass
             case Sign.SILENCE:
@@ -187,13 +194,14 @@ class Consumer:
                     return
         self._listener.on_beat()
 
-    def _answered(self, result: Result) -> None:
+    def _answered(self, was_unsure: bool, result: Result) -> None:  # noqa: FBT001 - of a partial
         if isinstance(result, Failure):
             self._operators.budget.spend(result)
             self._is_unsure = True
             return
         self._operators.budget.earn()
-        if result != len(self.held) and not self.is_gone:
+        # Equal numbers may hide that one session came and another went.
+        if (was_unsure or result != len(self.held)) and not self.is_gone:
             # Whoever waits for another answer of the same batch has it in a moment.
             self._loop.call_soon(self._compare)
         else:
@@ -207,7 +215,7 @@ class Consumer:
         for session_id in self.held - given.keys():
             operator = self._operators.find(session_id)
             if operator is not None and operator.consumer is self:
-                self._operators.lose(operator, RESUMED)
+                self._operators.part(operator)
             self.held.discard(session_id)
         for session_id, epoch in given.items():
             if session_id in self.held:

@@ -17,7 +17,7 @@ it may resume them at any node; then the reaper stores them.
 import logging
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple, Protocol
 
@@ -34,6 +34,9 @@ _LOOK_S = 0.02  # whether a consumer that has left has nothing more to be done
 RELEASE_PAGE = 1024
 
 _log = logging.getLogger(__name__)
+
+# Of an operation: its session, the epoch that is shown of it, and whether it is a verdict.
+Shown = tuple[Target, int | None, bool]
 
 CallLater = Callable[..., object]  # as that of a loop
 
@@ -140,7 +143,7 @@ class Operator:
         self._operators.budget.earn()
         self._current = None
         if step.is_verdict:
-            self._operators.end(self)
+            self._is_over(is_own=step.callback is not _nobody or self.consumer is None)
         step.callback(result)
         self.go_on()
 
@@ -150,7 +153,7 @@ class Operator:
         if step.is_verdict and _must_insist(step, failure):
             # It stays the operator's own: tried until it is known, with nobody to tell.
             self._current = step._replace(callback=_nobody)
-            self._operators.again(0, self._insist)
+            self._operators.again(0, self._insist, self.consumer)
         else:
             self._current = None
             if failure.code in _OVER:
@@ -159,7 +162,14 @@ class Operator:
         self._operators.skip(skipped)
         self.go_on()
 
-    def _insist(self, attempt: int) -> None:
+    def _is_over(self, *, is_own: bool) -> None:
+        """It has ended by a verdict: its consumer's own, or that of one before it."""
+        if is_own:
+            self._operators.end(self)
+        else:
+            self._operators.lose(self)
+
+    def _insist(self, attempt: int, consumer: Consumer | None) -> None:
         step = self._current
         if step is None:
             return
@@ -168,11 +178,11 @@ class Operator:
             if isinstance(result, Failure):
                 self._operators.budget.spend(result)
                 if result.retryable or result.outcome is Outcome.UNKNOWN:
-                    self._operators.again(attempt + 1, self._insist)
+                    self._operators.again(attempt + 1, self._insist, consumer)
                     return
             self._current = None
             if not isinstance(result, Failure) or result.code in _OVER:
-                self._operators.end(self)
+                self._is_over(is_own=self.consumer is consumer)
             self.go_on()
 
         self._operators.gateway.submit(step.encoded, answered, is_ending=True)
@@ -242,18 +252,29 @@ class _Together:
     Two never wait for each other: one enters all its queues before another enters any.
     """
 
-    __slots__ = ("_callback", "_encoded", "_missing", "_operators", "_weight", "at", "is_over")
+    __slots__ = (
+        "_callback",
+        "_encoded",
+        "_ending",
+        "_missing",
+        "_operators",
+        "_weight",
+        "at",
+        "is_over",
+    )
 
     def __init__(
         self,
         operators: "Operators",
         at: Iterable[Operator],
+        ending: Collection[Operator],
         encoded: bytes,
         callback: Callback,
         weight: int,
     ) -> None:
         self._operators = operators
         self.at = dict.fromkeys(at)  # in whose queues it is
+        self._ending = ending  # of them, those for which it is a verdict
         self._missing = len(self.at)  # whose turn it is not yet
         self._encoded = encoded
         self._callback = callback
@@ -291,7 +312,8 @@ class _Together:
         operators.budget.earn()
         for operator in at:
             operator.done_with(self)
-            if operators.gateway.epoch(operator.session_id) != operator.epoch:
+            is_over = operators.gateway.epoch(operator.session_id) != operator.epoch
+            if is_over and operator in self._ending:
                 operators.end(operator)
         self.tell(result)
         for operator in at:
@@ -370,22 +392,28 @@ class Operators:
 
     def transact(
         self,
-        shown: Iterable[tuple[Target, int | None]],
+        shown: Iterable[Shown],
         encoded: bytes,
         callback: Callback,
         *,
         weight: int,
     ) -> None:
-        """Have a transaction done; `shown` are its sessions, with the epoch that is shown of each.
+        """Have a transaction done; `shown` is what its operations show.
 
         It has its place in the order of each session's operations.
         """
-        found = (self.operate(target, epoch) for target, epoch in shown if epoch)
-        operators = list(dict.fromkeys(one for one in found if one is not None))
+        operators: dict[Operator, None] = {}
+        ending: set[Operator] = set()
+        for target, epoch, is_verdict in shown:
+            operator = self.operate(target, epoch) if epoch else None
+            if operator is not None:
+                operators[operator] = None
+                if is_verdict:
+                    ending.add(operator)
         if not operators:
             self.gateway.submit(encoded, callback, weight=weight)
             return
-        together = _Together(self, operators, encoded, callback, weight)
+        together = _Together(self, operators, ending, encoded, callback, weight)
         for operator in operators:
             operator.ask(together.step)
 
@@ -429,6 +457,16 @@ class Operators:
         if operator.consumer is not None:
             self.lost += 1
             operator.consumer.on_lost(operator, cause or self.gateway.cause(operator.session_id))
+
+    def part(self, operator: Operator) -> None:
+        """Take note that a consumer has resumed its session at another node.
+
+        The epoch is the same: what was said here, and waits, is done by this operator all the same.
+        """
+        consumer, operator.consumer = operator.consumer, None
+        if consumer is not None:
+            self.lost += 1
+            consumer.on_lost(operator, RESUMED)
 
     # What nobody works on
 

@@ -278,10 +278,13 @@ class Txn(Request, tag="txn", kw_only=True):
     operations: Annotated[list[TxnRequest], Meta(min_length=1, max_length=4096)]
 
     @property
-    def shown(self) -> list[tuple[Target, int | None]]:
-        """The sessions that are named, with the epochs that are shown of them. Raises `Refusal`."""
+    def shown(self) -> list[tuple[Target, int | None, bool]]:
+        """Of each session that is named: which, its epoch, and whether that is a verdict.
+
+        Raises `Refusal`.
+        """
         named = [one for one in self.operations if isinstance(one, Targeted)]
-        return [(one.target, getattr(one, "epoch", None)) for one in named]
+        return [(one.target, getattr(one, "epoch", None), one.is_verdict) for one in named]
 
     def fields(self, consumer: bytes | None) -> Fields:
         for position, one in enumerate(self.operations):

@@ -21,7 +21,7 @@ from api.frontend import FrontEnd
 from api.http import bodies
 from api.http.answering import Answer, HttpRequest
 from api.identifiers import session_number
-from api.operators import Operator, Step
+from api.operators import Operator, Shown, Step
 from api.problems import Refusal, bad_request, of_failure, refusal
 from api.requests import Append, New, Replace, Request, Targeted, key_of
 from api.security import Principal, Scope
@@ -301,7 +301,7 @@ class Call:
 
     async def transact(
         self,
-        shown: Iterable[tuple[Target, int | None]],
+        shown: Iterable[Shown],
         encoded: bytes,
         weight: int,
         abandoned: Callable[[Result], object] | None,

@@ -214,7 +214,7 @@ async def transact(call: Call) -> web.Response:
     themes = [one.theme for one in asked.operations if isinstance(one, ask.New)]
     call.front.check(call.principal, Scope.OPERATE, *themes)
     shown = asked.shown
-    await call.authorize(Scope.OPERATE, [target for target, _ in shown])
+    await call.authorize(Scope.OPERATE, [target for target, _, _ in shown])
     abandoned = partial(_give_back, call) if asked.idempotency_key is None else None
     encoded = asked.encoded(call.consumer)
     result = await call.transact(shown, encoded, len(asked.operations), abandoned)

@@ -439,7 +439,7 @@ class Service:
         themes = [one.theme for one in operations if isinstance(one, ask.New)]
         self._front.check(self._principal, Scope.OPERATE, *themes)
         shown = request.shown
-        targets = tuple(target for target, _ in shown)
+        targets = tuple(target for target, _, _ in shown)
 
         def go_on() -> None:
             done = partial(self._transacted, request.seq, name, touches, self._touched(touches))

@@ -65,6 +65,12 @@ class FakeLoop:
         """Timers that will do something."""
         return sum(not handle.is_cancelled for _, _, handle, _, _ in self._timers)
 
+    @property
+    def next_s(self) -> float | None:
+        """When the first of them does."""
+        times_s = (when_s for when_s, _, handle, _, _ in self._timers if not handle.is_cancelled)
+        return min(times_s, default=None)
+
 
 class Submitted(NamedTuple):
     encoded: bytes

@@ -381,7 +381,11 @@ def test_release_goes_on_through_failures_and_within_the_clusters_limits(at: Set
 
 def transact(at: Setting, *operations: Any) -> Answers:
     answers = Answers()
-    shown = [(one.target, one.epoch) for one in operations if hasattr(one, "epoch")]
+    shown = [
+        (one.target, one.epoch, isinstance(one, VERDICTS))
+        for one in operations
+        if hasattr(one, "epoch")
+    ]
     encoded = encode(op.Txn(tuple(operations)))
     at.operators.transact(shown, encoded, answers, weight=len(operations))
     return answers
