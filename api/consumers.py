@@ -182,8 +182,8 @@ class Consumer:
                 self.was_heard = False
                 self._silent_periods = 0
                 if self.held or self._is_unsure:
-                    answered = partial(self._answered, self._is_unsure)
-                    self._is_unsure = False
+                    answered = partial(self._answered, self._is_unsure, self._shown)
+                    self._is_unsure, self._shown = False, {}
                     self._gateway.submit(self._heartbeat, answered, is_ending=True)
             case Sign.NONE:
                 pass
@@ -194,21 +194,28 @@ class Consumer:
                     return
         self._listener.on_beat()
 
-    def _answered(self, was_unsure: bool, result: Result) -> None:  # noqa: FBT001 - of a partial
+    def _answered(
+        self,
+        was_unsure: bool,  # noqa: FBT001 - of a partial
+        shown: dict[int, int],
+        result: Result,
+    ) -> None:
         if isinstance(result, Failure):
             self._operators.budget.spend(result)
-            self._is_unsure = True
+            self._is_unsure, self._shown = True, shown | self._shown
             return
         self._operators.budget.earn()
         # Equal numbers may hide that one session came and another went.
         if (was_unsure or result != len(self.held)) and not self.is_gone:
             # Whoever waits for another answer of the same batch has it in a moment.
-            self._loop.call_soon(self._compare)
-        else:
-            self._shown.clear()
+            self._loop.call_soon(self._compare, shown)
 
-    def _compare(self) -> None:
-        """Let go of what is another's, and store what nobody knows of."""
+    def _compare(self, shown: dict[int, int]) -> None:
+        """Let go of what is another's, and store what nobody knows of.
+
+        `shown` is what was in doubt when the heartbeat left: what came into doubt since then may
+        not have been done yet.
+        """
         if self.is_gone:
             return
         given = dict(self._gateway.held_by(self.name))
@@ -221,12 +228,11 @@ class Consumer:
             if session_id in self.held:
                 continue
             operator = self._operators.find(session_id)
-            if self._shown.get(session_id) == epoch:
+            if epoch in {shown.get(session_id), self._shown.get(session_id)}:
                 self._operators.begin(session_id, epoch, self)
             elif operator is None or not operator.is_storing:
                 reason = "nobody was told that it was handed out"
                 self._operators.give_back(session_id, epoch, reason)
-        self._shown.clear()
 
 
 class Consumers:

@@ -279,6 +279,43 @@ def test_what_the_consumer_has_shown_the_epoch_of_is_its_own_and_not_stored(node
     assert connection.lost == []
 
 
+def test_what_it_has_shown_is_known_to_each_heartbeat_that_leaves_after_the_doubt(
+    node: Node,
+) -> None:
+    consumer, _ = node.connect()
+    held = node.new(consumer)
+    first, second = (node.new(node.connect()[0]) for _ in range(2))
+
+    def touch(session_id: int) -> None:
+        def doubts(failure: Any) -> None:
+            consumer.doubts(failure, [(session_id, 1)])
+
+        node.gateway.submit(encode(op.Touch(session_id, 1, consumer.name)), doubts)
+
+    def beat() -> None:
+        consumer.was_heard = True
+        node.cluster.loop.advance(LEASE_S / BEATS_PER_LEASE)
+
+    touch(first)
+    node.gateway.expire()
+    beat()
+    beat()  # both are answered by the same batch
+    queue, node.gateway.queue = node.gateway.queue, []
+    touch(second)
+    late, sent = node.gateway.queue, node.gateway.sent
+    node.gateway.queue, node.gateway.sent = late, []
+    node.gateway.expire()
+    node.gateway.queue, node.gateway.sent, late_sent = queue, sent, node.gateway.sent
+    node.gateway.commit()  # but for what came into doubt after they had left
+    node.cluster.loop.advance(0)
+    assert consumer.held == {held, first}
+    node.gateway.sent = late_sent
+    beat()
+    node.gateway.commit_all()
+    assert consumer.held == {held, first, second}
+    assert {node.session(one).phase for one in consumer.held} == {Phase.ACTIVE}
+
+
 def test_what_is_being_stored_already_is_not_stored_once_more(node: Node) -> None:
     consumer, _ = node.connect()
     node.new(consumer)
