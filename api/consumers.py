@@ -87,7 +87,9 @@ class Consumer:
         self._may_hold = False  # whether it was ever given a session, or may be
         self._is_releasing = False  # whether it will be released once more, in a moment
         self._is_unsure = False  # whether it may hold something that is not known here
-        self._shown: dict[int, int] = {}  # of that, what it has shown the epoch of: ids, epochs
+        # Of that, what it has shown the epoch of: by id the epoch, and in which doubt that was.
+        self._shown: dict[int, tuple[int, int]] = {}
+        self._doubts = 0
         self._timer = loop.call_later(self._period_s, self._beat)
 
     # For its connection
@@ -103,8 +105,9 @@ class Consumer:
         """
         if failure.outcome is Outcome.UNKNOWN:
             self._is_unsure = True
+            self._doubts += 1
             if len(self._shown) < SHOWN_MAX:  # those beyond would come back as if it had vanished
-                self._shown.update(shown)
+                self._shown |= {one: (epoch, self._doubts) for one, epoch in shown}
             if self._left is not None:
                 self._release_once_more(*self._left)
 
@@ -182,8 +185,8 @@ class Consumer:
                 self.was_heard = False
                 self._silent_periods = 0
                 if self.held or self._is_unsure:
-                    answered = partial(self._answered, self._is_unsure, self._shown)
-                    self._is_unsure, self._shown = False, {}
+                    answered = partial(self._answered, self._doubts if self._is_unsure else 0)
+                    self._is_unsure = False
                     self._gateway.submit(self._heartbeat, answered, is_ending=True)
             case Sign.NONE:
                 pass
@@ -194,27 +197,23 @@ class Consumer:
                     return
         self._listener.on_beat()
 
-    def _answered(
-        self,
-        was_unsure: bool,  # noqa: FBT001 - of a partial
-        shown: dict[int, int],
-        result: Result,
-    ) -> None:
+    def _answered(self, doubts: int, result: Result) -> None:
+        """Look at a heartbeat's answer; it left after so many doubts, or in none."""
         if isinstance(result, Failure):
             self._operators.budget.spend(result)
-            self._is_unsure, self._shown = True, shown | self._shown
+            self._is_unsure = True
             return
         self._operators.budget.earn()
         # Equal numbers may hide that one session came and another went.
-        if (was_unsure or result != len(self.held)) and not self.is_gone:
+        if (doubts or result != len(self.held)) and not self.is_gone:
             # Whoever waits for another answer of the same batch has it in a moment.
-            self._loop.call_soon(self._compare, shown)
+            self._loop.call_soon(self._compare, doubts)
 
-    def _compare(self, shown: dict[int, int]) -> None:
+    def _compare(self, doubts: int) -> None:
         """Let go of what is another's, and store what nobody knows of.
 
-        `shown` is what was in doubt when the heartbeat left: what came into doubt since then may
-        not have been done yet.
+        That settles as many doubts as there were when the heartbeat left. What came into doubt
+        since then may not have been done yet.
         """
         if self.is_gone:
             return
@@ -228,11 +227,13 @@ class Consumer:
             if session_id in self.held:
                 continue
             operator = self._operators.find(session_id)
-            if epoch in {shown.get(session_id), self._shown.get(session_id)}:
+            if self._shown.get(session_id, (0, 0))[0] == epoch:
                 self._operators.begin(session_id, epoch, self)
             elif operator is None or not operator.is_storing:
                 reason = "nobody was told that it was handed out"
                 self._operators.give_back(session_id, epoch, reason)
+        if doubts:
+            self._shown = {one: it for one, it in self._shown.items() if it[1] > doubts}
 
 
 class Consumers:

@@ -316,6 +316,27 @@ def test_what_it_has_shown_is_known_to_each_heartbeat_that_leaves_after_the_doub
     assert {node.session(one).phase for one in consumer.held} == {Phase.ACTIVE}
 
 
+def test_what_it_has_shown_is_known_to_a_heartbeat_that_left_before_the_doubt(node: Node) -> None:
+    consumer, _ = node.connect()
+    held, other = node.new(consumer), node.new(node.connect()[0])
+
+    def doubts(failure: Any) -> None:
+        consumer.doubts(failure, [(other, 1)])
+
+    node.gateway.submit(encode(op.Touch(other, 1, consumer.name)), doubts)
+    consumer.was_heard = True
+    node.cluster.loop.advance(LEASE_S / BEATS_PER_LEASE)
+    touch, *beats = node.gateway.queue
+    node.gateway.queue = [touch]
+    node.gateway.expire()
+    node.gateway.queue = beats
+    consumer.was_heard = True
+    node.cluster.loop.advance(LEASE_S / BEATS_PER_LEASE)
+    node.gateway.commit_all()  # the touch, the heartbeat before the doubt, and the one behind it
+    assert consumer.held == {held, other}
+    assert node.session(other).phase is Phase.ACTIVE
+
+
 def test_what_is_being_stored_already_is_not_stored_once_more(node: Node) -> None:
     consumer, _ = node.connect()
     node.new(consumer)
