@@ -87,8 +87,8 @@ class Consumer:
         self._may_hold = False  # whether it was ever given a session, or may be
         self._is_releasing = False  # whether it will be released once more, in a moment
         self._is_unsure = False  # whether it may hold something that is not known here
-        # Of that, what it has shown the epoch of: by id the epoch, and in which doubt that was.
-        self._shown: dict[int, tuple[int, int]] = {}
+        # Of that, what it has shown the epoch of: ids and epochs, and in which doubt that was.
+        self._shown: dict[tuple[int, int], int] = {}
         self._doubts = 0
         self._timer = loop.call_later(self._period_s, self._beat)
 
@@ -107,7 +107,7 @@ class Consumer:
             self._is_unsure = True
             self._doubts += 1
             if len(self._shown) < SHOWN_MAX:  # those beyond would come back as if it had vanished
-                self._shown |= {one: (epoch, self._doubts) for one, epoch in shown}
+                self._shown |= dict.fromkeys(shown, self._doubts)
             if self._left is not None:
                 self._release_once_more(*self._left)
 
@@ -227,13 +227,13 @@ class Consumer:
             if session_id in self.held:
                 continue
             operator = self._operators.find(session_id)
-            if self._shown.get(session_id, (0, 0))[0] == epoch:
+            if (session_id, epoch) in self._shown:
                 self._operators.begin(session_id, epoch, self)
             elif operator is None or not operator.is_storing:
                 reason = "nobody was told that it was handed out"
                 self._operators.give_back(session_id, epoch, reason)
         if doubts:
-            self._shown = {one: it for one, it in self._shown.items() if it[1] > doubts}
+            self._shown = {one: doubt for one, doubt in self._shown.items() if doubt > doubts}
 
 
 class Consumers:
