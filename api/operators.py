@@ -143,7 +143,7 @@ class Operator:
         self._operators.budget.earn()
         self._current = None
         if step.is_verdict:
-            self._is_over(is_own=step.callback is not _nobody or self.consumer is None)
+            self._conclude(is_own=step.callback is not _nobody or self.consumer is None)
         step.callback(result)
         self.go_on()
 
@@ -162,7 +162,7 @@ class Operator:
         self._operators.skip(skipped)
         self.go_on()
 
-    def _is_over(self, *, is_own: bool) -> None:
+    def _conclude(self, *, is_own: bool) -> None:
         """It has ended by a verdict: its consumer's own, or that of one before it."""
         if is_own:
             self._operators.end(self)
@@ -182,7 +182,7 @@ class Operator:
                     return
             self._current = None
             if not isinstance(result, Failure) or result.code in _OVER:
-                self._is_over(is_own=self.consumer is consumer)
+                self._conclude(is_own=self.consumer is consumer)
             self.go_on()
 
         self._operators.gateway.submit(step.encoded, answered, is_ending=True)

@@ -27,15 +27,18 @@ class Listener:
         self._server = server
         self._context = context
         self._listening: asyncio.Server | None = None
-        self._handshakes: set[asyncio.Task[None]] = set()
+        self._handshakes: set[asyncio.Task[asyncio.Transport | None]] = set()
 
     async def start(self, host: str, port: int) -> None:
         """Begin. Raises OSError if the address is not to be had."""
         loop = asyncio.get_running_loop()
-        make: Callable[[], asyncio.Protocol] = self._server
-        if self._context is not None:
-            make = partial(_Newcomer, partial(self._came, self._context))
-        self._listening = await loop.create_server(make, host, port, backlog=_BACKLOG)
+        self._listening = await loop.create_server(self.protocol, host, port, backlog=_BACKLOG)
+
+    def protocol(self) -> asyncio.Protocol:
+        """For a new connection."""
+        if self._context is None:
+            return self._server()
+        return _Newcomer(partial(self._came, self._context))
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
@@ -66,31 +69,38 @@ class Listener:
             self._server.release(host)
             transport.abort()  # nothing could be told without a handshake
             return
-        task = asyncio.ensure_future(self._shake_hands(context, transport, host))
-        self._handshakes.add(task)
-        task.add_done_callback(self._handshakes.discard)
-
-    async def _shake_hands(
-        self, context: ssl.SSLContext, transport: asyncio.Transport, host: str
-    ) -> None:
         early = _Early()
-        secured: asyncio.Transport | None = None
-        try:
-            secured = await asyncio.get_running_loop().start_tls(
-                transport,
-                early,
-                context,
-                server_side=True,
-                ssl_handshake_timeout=HANDSHAKE_S,
-            )
-        except (OSError, EOFError) as error:  # of TLS, of the network, or no time is left
-            _log.debug("a handshake has failed: %s", error)
-        finally:
-            if secured is None:
-                self._server.release(host)
-                transport.abort()
-        if secured is not None:
+        task = asyncio.ensure_future(_shake_hands(context, transport, early))
+        self._handshakes.add(task)
+        task.add_done_callback(partial(self._shaken, transport, host, early))
+
+    def _shaken(
+        self,
+        transport: asyncio.Transport,
+        host: str,
+        early: "_Early",
+        task: "asyncio.Task[asyncio.Transport | None]",
+    ) -> None:
+        """Begin to serve, or take note that there is nobody: a task may end before it has begun."""
+        self._handshakes.discard(task)
+        secured = None if task.cancelled() else task.result()
+        if secured is None:
+            self._server.release(host)
+            transport.abort()
+        else:
             early.hand_over(secured, self._server(host))
+
+
+async def _shake_hands(
+    context: ssl.SSLContext, transport: asyncio.Transport, early: "_Early"
+) -> asyncio.Transport | None:
+    try:
+        return await asyncio.get_running_loop().start_tls(
+            transport, early, context, server_side=True, ssl_handshake_timeout=HANDSHAKE_S
+        )
+    except (OSError, EOFError) as error:  # of TLS, of the network, or no time is left
+        _log.debug("a handshake has failed: %s", error)
+        return None
 
 
 class _Newcomer(asyncio.Protocol):

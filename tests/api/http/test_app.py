@@ -1,6 +1,7 @@
 """What is around every request: its answer on the wire, and who counts and traces it."""
 
 import asyncio
+import ssl
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -170,3 +171,29 @@ async def test_a_result_in_the_moment_of_leaving_is_not_lost() -> None:
             await waiting
         assert abandoned.pop() == "found"
         assert not abandoned
+
+
+class Transport(asyncio.Transport):
+    """One that only remembers how it ended."""
+
+    is_aborted = False
+
+    def pause_reading(self) -> None: ...
+
+    def abort(self) -> None:
+        self.is_aborted = True
+
+
+async def test_whose_handshake_has_not_begun_when_it_stops_to_listen_is_let_go(
+    running: Running,
+) -> None:
+    http = Http(running.front)
+    listener = http.listener(ssl.create_default_context(ssl.Purpose.CLIENT_AUTH))
+    await listener.start("127.0.0.1", 0)
+    transport = Transport()
+    listener.protocol().connection_made(transport)
+    assert http.connections == 1
+    await listener.stop()
+    assert transport.is_aborted
+    assert http.connections == 0
+    await listener.close()

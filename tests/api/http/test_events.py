@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 from aiohttp import ClientResponse, ClientSession
 
 from api import history
@@ -100,18 +99,6 @@ async def following(
         assert first is not None
         assert first.retry_ms == 1000
         yield stream
-
-
-@pytest_asyncio.fixture
-async def running(tmp_path: Path) -> AsyncIterator[Running]:
-    async with server(tmp_path) as found:
-        yield found
-
-
-@pytest_asyncio.fixture
-async def client(running: Running) -> AsyncIterator[ClientSession]:
-    async with ClientSession(running.url) as found:
-        yield found
 
 
 async def new(client: ClientSession, theme: int = 7, **query: str | int) -> str:

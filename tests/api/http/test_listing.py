@@ -1,14 +1,12 @@
 """Lists of sessions over HTTP."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import msgspec
 import pytest
-import pytest_asyncio
 from aiohttp import ClientSession
 
 from api import listing
@@ -17,18 +15,6 @@ from tests.api.security.files import entry
 from tests.api.servers import Running, cluster_of_three, server
 
 LIST = "/v1/themes/7/sessions"
-
-
-@pytest_asyncio.fixture
-async def running(tmp_path: Path) -> AsyncIterator[Running]:
-    async with server(tmp_path) as found:
-        yield found
-
-
-@pytest_asyncio.fixture
-async def client(running: Running) -> AsyncIterator[ClientSession]:
-    async with ClientSession(running.url) as found:
-        yield found
 
 
 async def new(client: ClientSession, theme: int = 7, **query: str | float) -> str:

@@ -4,13 +4,11 @@ import asyncio
 import os
 import socket
 import sqlite3
-from collections.abc import AsyncIterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 from aiohttp import ClientPayloadError, ClientSession
 
 from api.http import snapshots
@@ -23,18 +21,6 @@ from tests.api.servers import HTTP, REPLICA, Running, cluster_of_three, server, 
 
 SNAPSHOT = "/v1/cluster/snapshot"
 MIB = 1 << 20
-
-
-@pytest_asyncio.fixture
-async def running(tmp_path: Path) -> AsyncIterator[Running]:
-    async with server(tmp_path) as found:
-        yield found
-
-
-@pytest_asyncio.fixture
-async def client(running: Running) -> AsyncIterator[ClientSession]:
-    async with ClientSession(running.url) as found:
-        yield found
 
 
 async def new(client: ClientSession, data: bytes = b"x", **query: str | int) -> str:
