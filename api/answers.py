@@ -17,13 +17,14 @@ Seq = int | UnsetType
 
 
 class CreatedAnswer(Struct, kw_only=True):
-    """Of New. `epoch` is 0 if the caller does not operate the session."""
+    """Of New. `epoch` is 0 if the caller does not operate the session, and it has a lease if so."""
 
     seq: Seq = UNSET
     id: str
     epoch: int
     revision: int
     created: bool
+    lease_ms: int | UnsetType = UNSET
 
 
 class RevisionAnswer(Struct, kw_only=True):
@@ -50,10 +51,11 @@ class DoneAnswer(Struct, kw_only=True):
 
 
 class HeldAnswer(Struct, kw_only=True):
-    """Of Heartbeat: how many sessions the consumer holds."""
+    """Of Heartbeat: how many sessions the consumer holds, and the cluster's clock."""
 
     seq: Seq = UNSET
     held: int
+    now_ms: int
 
 
 class AcquiredAnswer(Struct, kw_only=True):

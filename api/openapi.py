@@ -161,7 +161,7 @@ _EXAMPLES: dict[Any, Any] = {
     CreatedAnswer: _CREATED,
     RevisionAnswer: RevisionAnswer(revision=6),
     StoredAnswer: _STORED,
-    HeldAnswer: HeldAnswer(held=12),
+    HeldAnswer: HeldAnswer(held=12, now_ms=1_767_225_600_000),
     TxnAnswer: TxnAnswer(
         results=[RevisionAnswer(revision=6), AcquiredAnswer(id="2f", epoch=1, revision=2)]
     ),

@@ -22,7 +22,7 @@ from state.operations import Target
 
 Fields = tuple[Any, ...]
 
-IDEMPOTENCY_MS = DAY_MS  # how long a key is remembered
+IDEMPOTENCY_S = DAY_MS / 1000  # how long a key is remembered, unless the request says otherwise
 
 Theme = Annotated[int, Meta(ge=0, le=THEME_MAX)]
 # Its pattern is for the document: to look at it here takes longer than all else of a request.
@@ -39,6 +39,7 @@ Epoch = Annotated[int, Meta(ge=1, le=2**63 - 1)]
 Revision = Annotated[int, Meta(ge=1, le=2**63 - 1)]
 Priority = Annotated[int, Meta(ge=0, le=PRIORITY_MAX)]
 Seconds = Annotated[float, Meta(ge=0, le=1e11)]
+RememberSeconds = Annotated[float, Meta(gt=0, le=7 * DAY_MS / 1000)]
 Count = Annotated[int, Meta(ge=1, le=16_384)]
 Reason = Annotated[str, Meta(max_length=4096)]
 IdempotencyKey = Annotated[str, Meta(min_length=1, max_length=4096)]
@@ -72,6 +73,7 @@ class Request(
 
     seq: Annotated[int, Meta(ge=0, le=2**53)] = 0
     idempotency_key: IdempotencyKey | None = None
+    remember_for: RememberSeconds = IDEMPOTENCY_S  # how long the key is known
 
     becomes: ClassVar[type[Operation]]
 
@@ -90,7 +92,14 @@ class Request(
     def _encoded(self, fields: Fields) -> bytes:
         if self.idempotency_key is None:
             return encode_fields(self.becomes, fields)
-        return encode(once(self.becomes(*fields), self.idempotency_key))
+        return encode(self._once(self.becomes(*fields)))
+
+    def _once(self, operation: Operation) -> Operation:
+        """An operation that is done once for all times that it is asked for with its key."""
+        if self.idempotency_key is None:
+            return operation
+        remember_ms = max(_ms(self.remember_for) or 0, 1)
+        return op.Idempotent(key_of(self.idempotency_key), remember_ms, operation)
 
 
 class Targeted(Request, kw_only=True):
@@ -296,7 +305,7 @@ class Txn(Request, tag="txn", kw_only=True):
         return (tuple(one.operation(consumer) for one in self.operations),)
 
     def _encoded(self, fields: Fields) -> bytes:
-        return encode(once(self.becomes(*fields), self.idempotency_key))  # others are in it
+        return encode(self._once(self.becomes(*fields)))  # others are in it
 
 
 class Get(Targeted, tag="get", kw_only=True):
@@ -330,13 +339,6 @@ class Heartbeat(Request, tag="heartbeat", kw_only=True):
 
 
 WebSocketRequest = TxnRequest | Acquire | Txn | Get | Resume | Credit | Heartbeat
-
-
-def once(operation: Operation, key: str | None) -> Operation:
-    """An operation that is done once for all times that it is asked for with this key."""
-    if key is None:
-        return operation
-    return op.Idempotent(key_of(key), IDEMPOTENCY_MS, operation)
 
 
 def session_of(text: str) -> int:

@@ -26,7 +26,7 @@ from api.problems import Refusal, bad_request, of_failure, refusal
 from api.requests import Append, New, Replace, Request, Targeted, key_of
 from api.security import Principal, Scope
 from cluster.queues import Callback
-from state import Cause, Failure, Result
+from state import Cause, Created, Failure, Result
 from state.errors import SessionNotFound
 from state.limits import THEME_MAX
 from state.operations import Target
@@ -387,8 +387,9 @@ class Call:
             headers["ETag"] = f'"{found.revision}"'
         if kind is CreatedAnswer:
             headers["Location"] = f"/v1/sessions/{found.id}"
-            if found.epoch:
+            if isinstance(result, Created) and found.epoch:
                 headers[EPOCH] = str(found.epoch)
+                found.lease_ms = self.front.gateway.lease_ms(result.session_id)
         return self.answer(found, status, headers)
 
     def session(self, view: SessionView) -> Answer:

@@ -19,4 +19,4 @@ async def heartbeat(call: Call) -> web.Response:
     call.front.check(call.principal, Scope.OPERATE)
     await call.nothing()
     held = await call.submit(encode(Heartbeat(name)), is_ending=True)
-    return call.answer(HeldAnswer(held=held))
+    return call.answer(HeldAnswer(held=held, now_ms=call.front.gateway.now_ms))

@@ -38,6 +38,7 @@ class Resumed(Struct, kw_only=True):
     id: str
     epoch: int
     revision: int
+    lease_ms: int
 
 
 class NotResumed(Struct, kw_only=True):

@@ -246,12 +246,17 @@ class Service:
         self._gateway.submit(request.encoded(name), partial(self._created, request.seq, name))
 
     def _created(self, seq: int, name: bytes | None, result: Result) -> None:
-        if isinstance(result, Created) and result.epoch:
-            self._budget.earn()
-            given = ((result.session_id, result.epoch),)
-            self._given(given, name, partial(self._answered, seq, result))
-        else:
+        if not isinstance(result, Created) or not result.epoch:
             self._direct(seq, result)
+            return
+        self._budget.earn()
+
+        def claimed() -> None:
+            answer = answer_of(result, seq)
+            answer.lease_ms = self._gateway.lease_ms(result.session_id)
+            self._out.answer(answer)
+
+        self._given(((result.session_id, result.epoch),), name, claimed)
 
     def _take(self, request: ask.Take) -> None:
         name, target = self._may_be_given(request), request.target
@@ -340,7 +345,10 @@ class Service:
             else:
                 self._consumer.take(session_id, epoch, is_known=True)
                 revision = result if isinstance(result, int) else 0
-                resumed[place] = Resumed(id=held.id, epoch=epoch, revision=revision)
+                lease_ms = self._gateway.lease_ms(session_id)
+                resumed[place] = Resumed(
+                    id=held.id, epoch=epoch, revision=revision, lease_ms=lease_ms
+                )
             left -= 1
             if not left:
                 self.in_flight -= len(asked) - 1
@@ -522,7 +530,8 @@ class Service:
 
         def answered(result: Result) -> None:
             if isinstance(result, int):
-                self._out.answer(HeldAnswer(seq=request.seq, held=result))
+                now_ms = self._gateway.now_ms
+                self._out.answer(HeldAnswer(seq=request.seq, held=result, now_ms=now_ms))
             else:
                 self._direct(request.seq, result)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from api import requests as ask
 from api.identifiers import key_bytes, key_text, session_number, session_text
 from api.problems import Refusal
-from state import Cause, OnConflict, Operation
+from state import Cause, OnConflict, Operation, encode
 from state import operations as op
 from state.limits import DAY_MS, PRIORITY_DEFAULT
 
@@ -142,9 +142,9 @@ def test_what_is_no_id_is_none(text: str) -> None:
 
 def test_an_idempotency_key_wraps_the_operation() -> None:
     asked = ask.Remove(id="1", idempotency_key="k")
-    assert ask.once(asked.operation(None), asked.idempotency_key) == op.Idempotent(
-        b"k", DAY_MS, op.Remove(1, None)
-    )
+    assert asked.encoded_on(1, None) == encode(op.Idempotent(b"k", DAY_MS, op.Remove(1, None)))
+    brief = ask.Remove(id="1", idempotency_key="k", remember_for=0.5)
+    assert brief.encoded(None) == encode(op.Idempotent(b"k", 500, op.Remove(1, None)))
     assert ask.Remove(id="1").encoded_on(1, None) == ask.Remove(id="1").encoded(None)
     assert asked.encoded_on(1, None) == asked.encoded(None)
 

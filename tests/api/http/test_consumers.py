@@ -1,6 +1,7 @@
 """Callers who give themselves a name, and what is done for those who leave."""
 
 import asyncio
+import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,9 @@ HEARTBEAT = "/v1/consumers/worker-1/heartbeat"
 
 
 async def test_one_heartbeat_counts_all_that_a_consumer_holds(caller: Client) -> None:
-    assert (await caller.post(HEARTBEAT)).json == {"held": 0}
+    found = (await caller.post(HEARTBEAT)).json
+    assert found["held"] == 0
+    assert abs(found["now_ms"] / 1000 - time.time()) < 60
     begun = await caller.post(NEW, b"a", headers=MINE)
     await caller.stored()
     assert (await caller.post("/v1/acquire?themes=7&wait=5", headers=MINE)).status == 200
@@ -24,9 +27,9 @@ async def test_one_heartbeat_counts_all_that_a_consumer_holds(caller: Client) ->
     operations = [{"op": "new", "theme": 7}]
     assert (await caller.post("/v1/txn", json={"operations": operations}, headers=MINE)).json
     await caller.new()  # somebody else's
-    assert (await caller.post(HEARTBEAT)).json == {"held": 4}
+    assert (await caller.post(HEARTBEAT)).json["held"] == 4
     await caller.delete(begun.headers["Location"], epoch=1)
-    assert (await caller.post(HEARTBEAT)).json == {"held": 3}
+    assert (await caller.post(HEARTBEAT)).json["held"] == 3
 
 
 async def test_a_heartbeat_keeps_sessions_at_any_node(tmp_path: Path) -> None:
@@ -40,7 +43,7 @@ async def test_a_heartbeat_keeps_sessions_at_any_node(tmp_path: Path) -> None:
         kept = (await first.post(NEW, b"", headers=MINE)).headers["Location"]
         lost = (await first.post(NEW, b"")).headers["Location"]
         for _ in range(100):
-            assert (await second.post(HEARTBEAT)).json == {"held": 1}
+            assert (await second.post(HEARTBEAT)).json["held"] == 1
             if (await first.get(lost)).json["phase"] != "active":
                 break
             await asyncio.sleep(0.05)
@@ -50,9 +53,9 @@ async def test_a_heartbeat_keeps_sessions_at_any_node(tmp_path: Path) -> None:
 
 async def test_a_touch_takes_a_session_over_into_ones_name(caller: Client) -> None:
     session = (await caller.post(NEW, b"a")).headers["Location"]
-    assert (await caller.post(HEARTBEAT)).json == {"held": 0}
+    assert (await caller.post(HEARTBEAT)).json["held"] == 0
     assert (await caller.post(f"{session}/touch", headers=MINE, epoch=1)).status == 200
-    assert (await caller.post(HEARTBEAT)).json == {"held": 1}
+    assert (await caller.post(HEARTBEAT)).json["held"] == 1
 
 
 async def test_no_name_is_one_of_a_connection(running: Running, caller: Client) -> None:
@@ -152,5 +155,5 @@ async def test_a_caller_with_an_idempotency_key_may_come_back_for_the_answer(
     ((encoded, callback, given),) = held
     submit(encoded, callback, **given)  # type: ignore[arg-type]
     again = await caller.post(NEW, headers={"Idempotency-Key": "k"})
-    assert again.json == {"id": "1", "epoch": 1, "revision": 1, "created": True}
+    assert (again.json["id"], again.json["epoch"], again.json["created"]) == ("1", 1, True)
     assert (await caller.post("/v1/sessions/1/append", b"x", epoch=1)).status == 200

@@ -197,7 +197,16 @@ def test_every_request_has_a_section_and_every_member_is_told_of() -> None:
     assert {name for title in told for name in title.split(", ")} == OPERATIONS.keys()
     for title in told:
         text = section(f"### {title}")
-        shared = {"seq", "idempotency_key", "id", "theme", "key", "epoch", "if_revision"}
+        shared = {
+            "seq",
+            "idempotency_key",
+            "remember_for",
+            "id",
+            "theme",
+            "key",
+            "epoch",
+            "if_revision",
+        }
         for name in title.split(", "):
             wanted = members(OPERATIONS[name]) - shared
             assert all(f"`{one}`" in text for one in wanted), (name, wanted)

@@ -1,6 +1,7 @@
 """Every request and push over a real connection, to a cluster of one."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -79,12 +80,14 @@ async def test_a_whole_life(node: Running, protocol: str) -> None:
             "epoch": 1,
             "revision": 1,
             "created": True,
+            "lease_ms": 30_000,
         }
         held = {"id": session_id, "epoch": 1}
         assert await ws.ask("append", **held, text="; packed") == {"seq": 2, "revision": 2}
         assert await ws.ask("replace", **held, text="shipped") == {"seq": 3, "revision": 3}
         assert await ws.ask("touch", **held) == {"seq": 4, "revision": 3}
-        assert await ws.ask("heartbeat") == {"seq": 5, "held": 1}
+        beaten = await ws.ask("heartbeat")
+        assert (beaten["held"], abs(beaten["now_ms"] / 1000 - time.time()) < 60) == (1, True)
         stored = await ws.ask("store", **held, repeat_after=60, cause="failed", reason="shut")
         assert (stored["revision"], stored["parked"]) == (4, False)
         answer = await ws.ask("take", theme=THEME, key="order-1")
@@ -471,7 +474,7 @@ async def test_a_token_that_is_taken_away_ends_the_connection(tmp_path: Path) ->
         async with connect(node, token=other) as ws:
             held = {"id": created["id"], "epoch": 1}
             (resumed,) = (await ws.ask("resume", sessions=[held]))["sessions"]
-            assert resumed == {**held, "revision": 1}
+            assert resumed == {**held, "revision": 1, "lease_ms": 30_000}
 
 
 async def test_a_token_that_may_less_than_before_may_less_at_once(tmp_path: Path) -> None:
@@ -492,3 +495,18 @@ async def test_a_token_that_may_less_than_before_may_less_at_once(tmp_path: Path
             await asyncio.sleep(0.02)
         assert answer["error"]["code"] == "forbidden"
         await until(lambda: len(node.front.waiters) == 0)
+
+
+async def test_a_key_is_remembered_for_as_long_as_the_request_says(ws: Client) -> None:
+    request = {"theme": THEME, "repeat_after": 0, "idempotency_key": "a"}
+    first = await ws.ask("new", **request, remember_for=0.05)
+    again = {first["id"]}
+    deadline = time.monotonic() + 10
+    while len(again) == 1 and time.monotonic() < deadline:
+        await asyncio.sleep(0.1)
+        again.add((await ws.ask("new", **request))["id"])  # for a day, from now on
+    assert len(again) == 2
+    assert (await ws.ask("new", **request))["id"] in again - {first["id"]}
+    for nonsense in (0, -1, 7 * 86_400 + 1, "long"):
+        error = await ws.error("new", **request, remember_for=nonsense)
+        assert error["code"] == "bad_request"
