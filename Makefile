@@ -14,15 +14,15 @@ LONG_TIMEOUT_S := 3600
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-# The stamp is younger than pyproject.toml while the environment is up to date,
+# The stamp is younger than both pyproject.toml while the environment is up to date,
 # so only a change there (or a missing environment) needs the network.
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml sdk/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 15))' || { \
 		echo "make: Ritornello needs Python 3.11 to 3.14, but '$(PYTHON)' is:" \
 			"$$($(PYTHON) --version 2>&1 || true). Choose one with PYTHON=..." >&2; \
 		exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	$(BIN)/python -m pip install --quiet -e '.[dev]' -e sdk
 	@touch $@
 
 .PHONY: venv

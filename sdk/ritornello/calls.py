@@ -1,0 +1,224 @@
+"""Calls as requests, and answers as values, for both fronts."""
+
+from collections.abc import Iterable
+
+from ritornello import fields as say
+from ritornello import limits
+from ritornello.core.core import Core
+from ritornello.core.frames import Message, Result
+from ritornello.core.requests import Held, Home, Request, Way, new_key, nobody
+from ritornello.errors import ProtocolError, request_error
+from ritornello.fields import Data, Fields, Seconds, Target
+from ritornello.held import HeldSession
+from ritornello.models import Created, SessionView, Stored
+
+
+class Calls:
+    """Makes the requests of one client."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    def timeout_s(self, timeout: Seconds | None) -> float:
+        """How long a call may take."""
+        default_s = self._core.options.timeout_s
+        return default_s if timeout is None else say.seconds_of(timeout, "timeout")
+
+    def _deadline_s(self, timeout: Seconds | None) -> float:
+        return self._core.now_s() + self.timeout_s(timeout)
+
+    def once(self, fields: Fields, key: str | None, timeout: Seconds | None) -> Request:
+        """Something that has a key, so that it is done once however often it is sent.
+
+        A key that the caller gave is remembered as long as the cluster does; one of our own only as
+        long as it may be sent again.
+        """
+        if key is not None:
+            fields["idempotency_key"] = key
+        elif self._core.options.retries:
+            fields["idempotency_key"] = new_key()
+            fields["remember_for"] = limits.REMEMBER_S
+        is_known = "idempotency_key" in fields
+        way = Way.AGAIN if is_known else Way.ONCE
+        return Request(fields, self._deadline_s(timeout), nobody, way=way)
+
+    def acquire(
+        self,
+        themes: int | Iterable[int],
+        count: int,
+        wait: Seconds,
+        timeout: Seconds | None,
+    ) -> Request:
+        wait_s = say.seconds_of(wait, "wait")
+        now_s = self._core.now_s()
+        timeout_s = wait_s + limits.WAIT_SLACK_S if timeout is None else self.timeout_s(timeout)
+        fields = {"op": "acquire", "themes": say.themes_of(themes), "count": say.count_of(count)}
+        until_s = now_s + wait_s if wait_s else 0.0
+        return Request(fields, now_s + timeout_s, nobody, gives=True, until_s=until_s)
+
+    def take(self, target: Target, timeout: Seconds | None) -> Request:
+        fields = {"op": "take", **say.target_of(target)}
+        return Request(fields, self._deadline_s(timeout), nobody, gives=True)
+
+    def resume(self, id: str, epoch: int, timeout: Seconds | None) -> Request:
+        fields = {"op": "resume", "sessions": [{"id": id, "epoch": epoch}]}
+        return Request(fields, self._deadline_s(timeout), nobody, gives=True)
+
+    def get(self, target: Target, *, stale: bool, timeout: Seconds | None) -> Request:
+        fields: Fields = {"op": "get", **say.target_of(target)}
+        if stale:
+            fields["consistency"] = "stale"
+        return Request(fields, self._deadline_s(timeout), nobody)
+
+    def txn(
+        self,
+        operations: list[Fields],
+        sessions: Iterable[HeldSession],
+        key: str | None,
+        timeout: Seconds | None,
+    ) -> Request:
+        if not operations:
+            raise ValueError("a transaction has at least one operation")
+        request = self.once({"op": "txn", "operations": operations}, key, timeout)
+        held: dict[Held, None] = {}
+        for session in sessions:
+            held[session.core_held] = None
+        request.held = tuple(held)
+        return request
+
+
+def created_of(message: Message | Result) -> Created:
+    return Created(
+        id=message.id, epoch=message.epoch, revision=message.revision, created=message.created
+    )
+
+
+def stored_of(message: Message | Result) -> Stored:
+    return Stored(
+        id=message.id, revision=message.revision, due_ms=message.due_ms, parked=message.parked
+    )
+
+
+def view_of_new(held: Held, fields: Fields) -> SessionView:
+    """A session that was begun just now, as far as it is known."""
+    data: bytes = fields["data"]
+    return SessionView(
+        id=held.id,
+        theme=fields["theme"],
+        key=fields.get("key"),
+        phase="active",
+        epoch=held.epoch,
+        revision=held.revision,
+        attempts=1,
+        priority=fields.get("priority", 128),
+        created_ms=0,
+        updated_ms=0,
+        due_ms=None,
+        lease_ms=round(held.lease_s * 1000),
+        deadline_ms=None,
+        size_bytes=len(data),
+        chunks=(data,) if data else (),
+    )
+
+
+def resumed(request: Request) -> Held:
+    """The session that was resumed. Raises `RequestError`."""
+    for one in request.results:
+        if one.error is not None:
+            raise request_error(one.error)
+    (found,) = request.given
+    return found[0]
+
+
+def session_of(message: Message) -> SessionView:
+    """The session that was read. Raises `ProtocolError`."""
+    if message.session is None:
+        raise ProtocolError("an answer to `get` has a session")
+    return message.session
+
+
+class Operations:
+    """The operations of a transaction, while they are being said."""
+
+    def __init__(self) -> None:
+        self.fields: list[Fields] = []
+        self.sessions: list[HeldSession] = []
+        self.results: tuple[Created | Stored | int, ...] = ()
+
+    @property
+    def home(self) -> Home | None:
+        """Where its sessions are held. Raises ValueError if that is not one place."""
+        homes = {one.core_held.home for one in self.sessions}
+        if len(homes) > 1:
+            raise ValueError("the sessions of a transaction are held by one client, or one worker")
+        return homes.pop() if homes else None
+
+    def new(
+        self,
+        theme: int,
+        data: Data = b"",
+        *,
+        after: Seconds = 0,
+        key: str | None = None,
+        priority: int | None = None,
+        on_conflict: str = "reject",
+    ) -> None:
+        """Begin a session that is stored, due after so many seconds."""
+        self.fields.append(
+            say.new(theme, data, key=key, priority=priority, after=after, on_conflict=on_conflict)
+        )
+
+    def append(self, session: HeldSession | Target, data: Data) -> None:
+        """Add a chunk."""
+        self._add("append", session, {"data": say.data_of(data)})
+
+    def replace(self, session: HeldSession | Target, data: Data) -> None:
+        """Put one chunk in place of all."""
+        self._add("replace", session, {"data": say.data_of(data)})
+
+    def touch(self, session: HeldSession) -> None:
+        """Say that there is progress."""
+        self._add("touch", session, {})
+
+    def remove(self, session: HeldSession | Target) -> None:
+        """End it: the work is done."""
+        self._add("remove", session, {})
+
+    def store(
+        self, session: HeldSession | Target, after: Seconds | None = None, *, reason: str = ""
+    ) -> None:
+        """Let it come back."""
+        self._add("store", session, say.store({}, after, "requested", reason))
+
+    def park(self, session: HeldSession, reason: str = "") -> None:
+        """Set it aside."""
+        self._add("park", session, {"reason": say.reason_of(reason)})
+
+    def unpark(self, target: Target) -> None:
+        """Make a parked session due now."""
+        self._add("unpark", target, {})
+
+    def _add(self, op: str, session: HeldSession | Target, fields: Fields) -> None:
+        if isinstance(session, HeldSession):
+            self.sessions.append(session)
+            shown = {"id": session.id, "epoch": session.epoch}
+        else:
+            shown = say.target_of(session)
+        self.fields.append({"op": op, **shown, **fields})
+
+    def answered(self, results: list[Result]) -> tuple[Created | Stored | int, ...]:
+        """Take what each was answered: what was created or stored, or a revision."""
+        self.results = tuple(map(_result, self.fields, results))
+        for session in self.sessions:
+            session.keep_up(self.fields)
+        return self.results
+
+
+def _result(fields: Fields, result: Result) -> Created | Stored | int:
+    match fields["op"]:
+        case "new":
+            return created_of(result)
+        case "store" | "unpark":
+            return stored_of(result)
+        case _:
+            return result.revision

@@ -1,0 +1,219 @@
+"""The core of one client: its thread, and in it the connections and what goes over HTTP."""
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+import aiohttp
+
+from ritornello.core.link import Link
+from ritornello.core.nodes import Nodes, node_urls
+from ritornello.core.requests import Held, Home, Request
+from ritornello.core.rest import Ask, EventStream, Rest
+from ritornello.core.thread import CoreThread
+from ritornello.errors import ClientClosed, LeaseLost, RequestError
+from ritornello.limits import Options
+from ritornello.models import SessionView
+
+T = TypeVar("T")
+
+Token = str | Callable[[], str | None] | None
+
+_START_S = 10.0
+
+
+class Intake:
+    """A connection of its own over which sessions are pushed, to a worker."""
+
+    def __init__(self, core: "Core", link: Link) -> None:
+        self._core = core
+        self._link = link
+
+    def want(self, themes: Iterable[int], hands: int) -> None:
+        """Take so many sessions of these themes; from any thread."""
+        self._core.post(self._want, (tuple(themes), hands))
+
+    def _want(self, wanted: tuple[tuple[int, ...], int]) -> None:
+        self._link.conversation.want(*wanted)
+
+    def close(self, within_s: float) -> "Future[None]":
+        """Have what was asked answered, and take leave."""
+        return self._core.run(self._core.close_link(self._link, within_s))
+
+
+class Core:
+    """One client's thread, and what is in it. Whatever is public may be called by any thread."""
+
+    def __init__(self, urls: str | Iterable[str], token: Token, options: Options) -> None:
+        """Raises ValueError for addresses that are none."""
+        self.options = options
+        self.urls = node_urls(urls)
+        self._token = token
+        self._chance = random.Random()  # noqa: S311 - only spreads
+        self._thread = CoreThread("ritornello")
+        self._is_open = False
+        self._is_closed = False
+        self._http: aiohttp.ClientSession | None = None
+        self._links: list[Link] = []
+        self._main: Link | None = None
+        self._rest: Rest | None = None
+
+    # Its life
+
+    def open(self) -> None:
+        """Start the thread. It connects when there is something to ask."""
+        if self._is_open or self._is_closed:
+            raise ClientClosed("a client is opened once")
+        self._is_open = True
+        self._thread.start()
+        self._thread.run(self._begin()).result(_START_S)
+
+    async def _begin(self) -> None:
+        self._http = aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.options.connect_s),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=True,
+        )
+        self._rest = Rest(
+            self._http, self._nodes(), self.options, token=self._token_now, chance=self._chance
+        )
+        self._main = self._new_link()
+
+    def close(self) -> "Future[None]":
+        """Have what was asked answered, within the option `close_s`; then let go of everything.
+
+        `stop` is to be called when that is done.
+        """
+        self._is_closed = True
+        return self._thread.run(self._end())
+
+    async def _end(self) -> None:
+        closing = (one.close(self.options.close_s) for one in list(self._links))
+        await asyncio.gather(*closing, return_exceptions=True)
+        if self._http is not None:
+            await self._http.close()
+            await asyncio.sleep(0)  # for its sockets to be let go
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._thread.stop()
+
+    @property
+    def is_open(self) -> bool:
+        return self._is_open and not self._is_closed
+
+    def _nodes(self) -> Nodes:
+        return Nodes(self.urls, self._chance)
+
+    def _token_now(self) -> str | None:
+        return self._token() if callable(self._token) else self._token
+
+    def _new_link(self) -> Link:
+        if self._http is None or self._rest is None:
+            raise ClientClosed("the client is not open")
+        link = Link(
+            self._http,
+            self._nodes(),
+            self.options,
+            token=self._token_now,
+            find_leader=self._rest.leader,
+            chance=self._chance,
+        )
+        self._links.append(link)
+        return link
+
+    async def close_link(self, link: Link, within_s: float) -> None:
+        """Close one connection; in the core's thread."""
+        if link in self._links:
+            self._links.remove(link)
+        await link.close(within_s)
+
+    # Handing over
+
+    def post(self, call: Callable[[Any], object], argument: Any) -> None:  # noqa: ANN401 - of any type
+        """Have a call made in the core's thread. Raises `ClientClosed`."""
+        if not self._is_open:
+            raise ClientClosed("the client is not open: use it as a context manager")
+        try:
+            self._thread.mailbox.post(call, argument)
+        except RuntimeError as error:
+            raise ClientClosed("the client is closed") from error
+
+    def run(self, coroutine: Any) -> "Future[Any]":  # noqa: ANN401 - of any type
+        """Run a coroutine in the core's thread."""
+        return self._thread.run(coroutine)
+
+    def now_s(self) -> float:
+        """The clock of deadlines and leases, in any thread."""
+        return time.monotonic()
+
+    # Asking
+
+    def ask(self, request: Request, home: Home | None = None) -> None:
+        """Have a request done, where its session is held or over the main connection.
+
+        Raises `ClientClosed`.
+        """
+        if self._is_closed:
+            raise ClientClosed("the client is closed")
+        self.post(self._ask if home is None else home.ask, request)
+
+    def _ask(self, request: Request) -> None:
+        main = self._main
+        if main is None:
+            request.tell_closed()
+        else:
+            main.start()
+            main.conversation.ask(request)
+
+    def cancel(self, request: Request, home: Home | None = None) -> None:
+        """Forget who waits for a request."""
+        with contextlib.suppress(ClientClosed):
+            self.post(self._cancel if home is None else home.cancel, request)
+
+    def _cancel(self, request: Request) -> None:
+        if self._main is not None:
+            self._main.conversation.cancel(request)
+
+    def give_back(self, held: Held) -> None:
+        """Store a session that nobody wants, as if it had not been handed out."""
+        with contextlib.suppress(ClientClosed):
+            self.post(held.home.give_back, held)
+
+    def watch(self, held: Held, on_lost: Callable[[LeaseLost], None]) -> None:
+        """Have somebody told when a session is lost; in the core's thread."""
+        self.post(held.watch, on_lost)
+
+    def rest(self, ask: Ask, kind: type[T], timeout_s: float) -> "Future[T]":
+        """Ask over HTTP."""
+        return self.run(self._needed_rest().call(ask, kind, timeout_s))
+
+    def follow(self, query: dict[str, str], place: str | None) -> "Future[EventStream]":
+        """Open a stream of events."""
+        return self.run(self._needed_rest().follow(query, place))
+
+    def _needed_rest(self) -> Rest:
+        if self._rest is None or self._is_closed:
+            raise ClientClosed("the client is not open: use it as a context manager")
+        return self._rest
+
+    def intake(
+        self,
+        on_session: Callable[[Held, SessionView], None],
+        on_refused: Callable[[RequestError], None],
+    ) -> Intake:
+        """Open a connection of its own for a worker; both are called in the core's thread."""
+
+        async def begin() -> Intake:
+            link = self._new_link()
+            link.conversation.on_session = on_session
+            link.conversation.on_credit_refused(on_refused)
+            link.start()
+            return Intake(self, link)
+
+        found: Intake = self.run(begin()).result(_START_S)
+        return found

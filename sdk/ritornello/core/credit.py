@@ -1,0 +1,78 @@
+"""Credit: how many sessions the server may push, and of which themes."""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+
+from ritornello import limits
+from ritornello.core.frames import Message
+from ritornello.core.requests import Request, nobody
+from ritornello.errors import RequestError, RitornelloError
+
+FOREVER = float("inf")
+
+
+class Credit:
+    """The credit of one connection."""
+
+    def __init__(
+        self, urge: Callable[[Request], None], try_later: Callable[[Request], None]
+    ) -> None:
+        self._urge = urge
+        self._try_later = try_later
+        self.on_refused: Callable[[RequestError], None] | None = None  # for good
+        self._is_on = False
+        self._themes: tuple[int, ...] = ()
+        self._hands = 0  # that are free
+        self._told: tuple[int, ...] = ()  # the themes that the server knows of
+        self._given = 0  # what it has
+        self._beginnings = 0  # that it has not answered: what is pushed until then is older
+
+    def want(self, themes: Iterable[int], hands: int) -> None:
+        """Have sessions of these themes pushed, for so many hands that are free."""
+        hands = min(hands, limits.COUNT_MAX)
+        self._themes = tuple(sorted(themes)) if hands > 0 else ()
+        self._hands = hands if self._themes else 0
+        self._give()
+
+    def begin(self) -> None:
+        """Begin with a connection."""
+        self._is_on = True
+        self._give()
+
+    def end(self) -> None:
+        """It is gone, and the credit with it."""
+        self._is_on = False
+        self._told = ()
+        self._given = self._beginnings = 0
+
+    def used(self) -> None:
+        """Take note of a session that was pushed."""
+        if not self._beginnings:
+            self._given -= 1
+
+    def _give(self) -> None:
+        if not self._is_on:
+            return
+        is_new = self._themes != self._told
+        count = self._hands if is_new else self._hands - self._given
+        if not is_new and count <= 0:
+            return
+        self._told = self._themes
+        self._given = self._hands
+        self._beginnings += is_new
+        fields = {"op": "credit", "themes": self._themes, "count": count}
+        request = Request(fields, FOREVER, nobody, is_own=True)
+        request.done = partial(self._answered, request, is_new=is_new)
+        self._urge(request)
+
+    def _answered(
+        self, request: Request, found: Message | RitornelloError, *, is_new: bool
+    ) -> None:
+        if isinstance(found, Message):
+            self._beginnings -= is_new
+        elif isinstance(found, RequestError) and not found.retryable:
+            self._beginnings -= is_new
+            if self.on_refused is not None:
+                self.on_refused(found)
+        else:
+            self._try_later(request)

@@ -1,0 +1,337 @@
+"""The connection of one consumer: to some node, and when that is lost to another one.
+
+When the node says that it is about to stop, the next connection is made first: what is held is
+resumed there, and then the old one is closed.
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+
+import aiohttp
+from aiohttp import ClientWebSocketResponse, WSCloseCode, WSMsgType
+
+from ritornello.core import frames
+from ritornello.core.conversation import Conversation
+from ritornello.core.nodes import Nodes
+from ritornello.errors import NotConnected, ProtocolError, RitornelloError, request_error
+from ritornello.limits import Options
+
+_log = logging.getLogger("ritornello")
+
+Token = Callable[[], str | None]
+FindLeader = Callable[[], Awaitable[str | None]]  # its address, if it is known
+
+_TICK_S = 0.5  # at least so often it is looked whether the node is still there
+_QUIET_S = 3.0  # for what is on its way to be answered, before moving to another node
+_RESUMED_S = 5.0  # for what is held to be resumed elsewhere, before the old connection is closed
+_LEAVE_S = 1.0  # for a node to answer a farewell
+
+# Of a WebSocket that was refused: by the status of the answer.
+_REFUSALS = {
+    400: ("bad_request", False),
+    401: ("unauthenticated", False),
+    403: ("forbidden", False),
+    404: ("not_found", False),
+    426: ("upgrade_required", False),
+    429: ("rate_limited", True),
+    503: ("draining", True),
+}
+_LEFT = 4000  # a closing code with which the server keeps what is held
+
+
+class Socket:
+    """An open WebSocket, and to which node."""
+
+    __slots__ = ("url", "ws")
+
+    def __init__(self, url: str, ws: ClientWebSocketResponse) -> None:
+        self.url = url
+        self.ws = ws
+
+
+class Link:
+    """Keeps a conversation connected."""
+
+    def __init__(
+        self,
+        http: aiohttp.ClientSession,
+        nodes: Nodes,
+        options: Options,
+        *,
+        token: Token,
+        find_leader: FindLeader,
+        chance: random.Random,
+    ) -> None:
+        self._http = http
+        self._nodes = nodes
+        self._options = options
+        self._token = token
+        self._find_leader = find_leader
+        self._chance = chance
+        self._loop = asyncio.get_running_loop()
+        self.conversation = Conversation(
+            options, now=time.monotonic, chance=chance, wake=self._wake
+        )
+        self._changed = asyncio.Event()  # there may be more to send, or to see to
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_s = 0.0
+        self._running: asyncio.Task[None] | None = None
+        self._aside: set[asyncio.Task[None]] = set()
+        self._is_closing = False
+        self.url = ""  # of the node that is connected, or was last
+
+    def start(self) -> None:
+        """Connect, and stay so."""
+        if self._running is None and not self._is_closing:
+            self._running = self._loop.create_task(self._run())
+            self._tick()
+
+    async def close(self, within_s: float) -> None:
+        """Have what was asked answered, within a time; then take leave."""
+        end_s = self._loop.time() + within_s
+        while self._running is not None and not self.conversation.is_idle:
+            if self._loop.time() >= end_s:
+                break
+            self._changed.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), min(0.05, within_s))
+        self._is_closing = True
+        self.conversation.close()
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._running is not None:
+            self._running.cancel()
+            await asyncio.wait([self._running])
+        if self._aside:
+            await asyncio.wait(self._aside)
+
+    # Time
+
+    def _wake(self) -> None:
+        self._changed.set()
+
+    def _tick(self) -> None:
+        if self._is_closing:
+            return
+        now_s = time.monotonic()
+        next_s = min(self.conversation.tick(), now_s + _TICK_S)
+        if self._timer is None or self._timer_s <= now_s or next_s < self._timer_s:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer_s = next_s
+            self._timer = self._loop.call_later(max(next_s - now_s, 0.0), self._tick)
+
+    # Connecting
+
+    async def _run(self) -> None:
+        failures = 0
+        socket: Socket | None = None
+        while True:
+            if socket is None:
+                socket = await self._try_to_connect(self._nodes)
+            if socket is None:
+                bound_s = self._options.backoff_min_s * 2 ** min(failures, 32)
+                failures += 1
+                await asyncio.sleep(
+                    self._chance.uniform(0, min(bound_s, self._options.backoff_max_s))
+                )
+                continue
+            failures = 0
+            socket = await self._serve(socket)
+
+    async def _try_to_connect(self, nodes: Nodes) -> Socket | None:
+        """Connect to the node that is to be tried first. None if it cannot be."""
+        try:
+            match self._options.prefer:
+                case "nearest" if len(nodes.urls) > 1:
+                    return await self._race(nodes)
+                case "leader" if len(nodes.urls) > 1:
+                    leader = await self._find_leader()
+                    if leader is not None and leader != self.url:
+                        nodes.favour(leader)
+                case _:
+                    pass
+            return await self._connect(nodes.first)
+        except RitornelloError as error:
+            _log.debug("not connected: %s", error)
+            nodes.avoid(nodes.first)
+            self.conversation.unreachable(error)
+            return None
+
+    async def _connect(self, url: str) -> Socket:
+        """Open a WebSocket to one node. Raises `RitornelloError`."""
+        token = self._token()
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        silence_s = self._options.silence_s
+        try:
+            async with asyncio.timeout(self._options.connect_s):
+                ws = await self._http.ws_connect(
+                    f"{url}/v1/operate",
+                    protocols=(frames.SUBPROTOCOL,),
+                    headers=headers,
+                    heartbeat=silence_s * 2 / 3,  # what is silent half as long again is given up
+                    timeout=aiohttp.ClientWSTimeout(ws_close=_LEAVE_S),
+                    max_msg_size=0,
+                    compress=0,
+                )
+        except aiohttp.WSServerHandshakeError as error:
+            code, retryable = _REFUSALS.get(error.status, ("error", True))
+            fields = {"code": code, "outcome": "not_applied", "retryable": retryable}
+            detail = f"{url} has refused the connection with status {error.status}"
+            raise request_error({**fields, "detail": detail}) from error
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise NotConnected(f"{url}: {_why(error)}") from error
+        if ws.protocol != frames.SUBPROTOCOL:
+            await ws.close(code=WSCloseCode.PROTOCOL_ERROR)
+            raise ProtocolError(f"{url} does not speak {frames.SUBPROTOCOL}")
+        return Socket(url, ws)
+
+    async def _race(self, nodes: Nodes) -> Socket:
+        """Connect to all, and take the first. Raises `RitornelloError`."""
+        pending = {self._loop.create_task(self._connect(url)) for url in nodes.urls}
+        error: RitornelloError = NotConnected("there is no node")
+        try:
+            while pending:
+                done, pending = await asyncio.wait(pending, return_when="FIRST_COMPLETED")
+                for task in done:
+                    try:
+                        found = task.result()
+                    except RitornelloError as failure:
+                        error = failure
+                    else:
+                        pending |= done - {task}
+                        return found
+        finally:
+            for task in pending:
+                task.add_done_callback(self._came_second)
+                task.cancel()
+        raise error
+
+    def _came_second(self, task: asyncio.Task[Socket]) -> None:
+        if not task.cancelled() and task.exception() is None:
+            self._set_aside(_leave(task.result(), WSCloseCode.OK))
+
+    def _set_aside(self, coroutine: Coroutine[None, None, None]) -> None:
+        """Have something done that nobody waits for, but the end."""
+        task = self._loop.create_task(coroutine)
+        self._aside.add(task)
+        task.add_done_callback(self._aside.discard)
+
+    # Connected
+
+    async def _serve(self, socket: Socket) -> Socket | None:
+        """Serve over a connection until it ends. Answers the next one, if there is one already."""
+        conversation = self.conversation
+        self.url = socket.url
+        conversation.connected()
+        reading = self._loop.create_task(self._read(socket))
+        moving: asyncio.Task[Socket | None] | None = None
+        reading.add_done_callback(lambda _: self._wake())
+        code, why = _LEFT, "the connection broke"
+        try:
+            while not reading.done():
+                self._changed.clear()
+                self._tick()
+                while (frame := conversation.take()) is not None:
+                    await socket.ws.send_bytes(frame)
+                if conversation.is_unheard:
+                    why = "the node renews no leases"
+                    break
+                if conversation.is_draining and moving is None:
+                    moving = self._loop.create_task(self._find_other())
+                    moving.add_done_callback(lambda _: self._wake())
+                if moving is not None and moving.done():
+                    found, moving = moving.result(), None
+                    if found is not None:
+                        await self._quiet(reading)
+                        self._set_aside(self._leave_later(socket))
+                        code, why = 0, "another node goes on"
+                        return found
+                await self._changed.wait()
+            else:
+                why = reading.result() if not reading.cancelled() else why
+        except asyncio.CancelledError:
+            code, why = WSCloseCode.OK, "the client was closed"
+            raise
+        except (aiohttp.ClientError, OSError) as error:
+            why = _why(error)
+        finally:
+            reading.cancel()
+            if moving is not None:
+                moving.add_done_callback(self._came_after_all)
+                moving.cancel()
+            conversation.disconnected(why)
+            conversation.trouble = f"{socket.url}: {why}"
+            self._nodes.avoid(socket.url)
+            if code:
+                self._set_aside(_leave(socket, code))
+        _log.info("the connection to %s has ended: %s", socket.url, why)
+        return None
+
+    async def _read(self, socket: Socket) -> str:
+        """Take in what comes, until the connection ends. Answers why."""
+        ws, conversation = socket.ws, self.conversation
+        while True:
+            message = await ws.receive()
+            match message.type:
+                case WSMsgType.BINARY:
+                    try:
+                        conversation.received(frames.decode(message.data))
+                    except ProtocolError as error:
+                        _log.error("%s: %s", socket.url, error)
+                        return error.detail
+                case WSMsgType.CLOSE:
+                    return f"the node closed it with {message.data}: {message.extra or ''}"
+                case WSMsgType.ERROR:
+                    return str(message.data) or "the node is silent"
+                case WSMsgType.TEXT:
+                    return "the node sent text"
+                case _:
+                    return f"it is closed ({ws.close_code})"
+
+    async def _find_other(self) -> Socket | None:
+        """Connect to another node than this one. None if there is none."""
+        others = tuple(url for url in self._nodes.order if url != self.url)
+        for url in others:
+            with contextlib.suppress(RitornelloError):
+                return await self._connect(url)
+        await asyncio.sleep(_TICK_S)
+        return None
+
+    async def _quiet(self, reading: asyncio.Task[str]) -> None:
+        """Wait for the answers that are on their way, before going on at another node."""
+        end_s = self._loop.time() + _QUIET_S
+        while not (self.conversation.is_quiet or reading.done()):
+            left_s = end_s - self._loop.time()
+            if left_s <= 0:
+                return
+            self._changed.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), min(left_s, 0.02))
+
+    async def _leave_later(self, socket: Socket) -> None:
+        """Close a connection when what was held over it is held over the next one."""
+        end_s = self._loop.time() + _RESUMED_S
+        while not self.conversation.is_resumed and self._loop.time() < end_s:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)  # rare, and over in a moment
+        resumed = self.conversation.is_resumed
+        await _leave(socket, WSCloseCode.OK if resumed else _LEFT)
+
+    def _came_after_all(self, task: asyncio.Task[Socket | None]) -> None:
+        if not task.cancelled() and task.exception() is None:
+            found = task.result()
+            if found is not None:
+                self._set_aside(_leave(found, WSCloseCode.OK))
+
+
+async def _leave(socket: Socket, code: int) -> None:
+    with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
+        await socket.ws.close(code=code)
+
+
+def _why(error: BaseException) -> str:
+    return str(error) or type(error).__name__

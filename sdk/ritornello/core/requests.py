@@ -1,0 +1,226 @@
+"""What is asked, and what is held: a request, and a session."""
+
+import secrets
+from collections import deque
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import Any, Protocol
+
+from ritornello.core.frames import Message, Result
+from ritornello.errors import ClientClosed, LeaseLost, Outcome, RitornelloError
+from ritornello.models import SessionView
+
+Done = Callable[[Message | RitornelloError], None]
+
+
+class Home(Protocol):
+    """Where a session is held, or something is asked; in the core's thread."""
+
+    def ask(self, request: "Request") -> None:
+        """Have a request done."""
+
+    def cancel(self, request: "Request") -> None:
+        """Forget who waits for it."""
+
+    def give_back(self, held: "Held") -> None:
+        """Store a session that nobody wants, as if it had not been handed out."""
+
+    def bound_progress(self, held: "Held", progress_s: float) -> None:
+        """Take a session from whoever works on it, if nothing is asked of it for so long."""
+
+
+class Way(Enum):
+    """What becomes of a request whose answer was lost."""
+
+    AGAIN = auto()  # it is sent again: doing it twice is as good, or is found out
+    ONCE = auto()  # it may have been done, and is not sent again
+
+
+class Request:
+    """One request, from when it is asked until its caller is told."""
+
+    __slots__ = (
+        "changes",
+        "deadline_s",
+        "done",
+        "doubts",
+        "expected",
+        "failure_number",
+        "failures",
+        "fields",
+        "given",
+        "gives",
+        "held",
+        "is_over",
+        "is_own",
+        "is_queued",
+        "is_sent",
+        "is_verdict",
+        "mismatches",
+        "results",
+        "seen_failures",
+        "sent_s",
+        "seq",
+        "until_s",
+        "way",
+        "weight",
+    )
+
+    def __init__(
+        self,
+        fields: dict[str, Any],
+        deadline_s: float,
+        done: Done,
+        *,
+        way: Way = Way.AGAIN,
+        held: "tuple[Held, ...]" = (),
+        is_verdict: bool = False,
+        changes: int = 0,
+        gives: bool = False,
+        until_s: float = 0.0,
+        seen_failures: int = 0,
+        weight: int = 1,
+        is_own: bool = False,
+    ) -> None:
+        """`fields` are as they are sent. Times are by the monotonic clock."""
+        self.fields = fields
+        self.deadline_s = deadline_s
+        self.done = done
+        self.way = way
+        self.held = held  # the sessions that it is about; several in a transaction
+        self.is_verdict = is_verdict
+        self.changes = changes  # by how much it raises the revision of the session that is held
+        self.gives = gives  # whether sessions come with its answer
+        self.until_s = until_s  # to which an acquire waits
+        self.seen_failures = seen_failures  # of its session, of which its caller had been told
+        self.weight = weight  # as the server counts what is in flight
+        self.is_own = is_own  # of the client itself, and of this connection only
+        self.seq = -1
+        self.sent_s = 0.0
+        self.is_queued = False  # in line to be sent
+        self.is_sent = False  # on its way, over the connection that there is
+        self.is_over = False  # its caller knows what became of it, or does not want to
+        self.doubts = 0  # times that it was sent and may have been done
+        self.failures = 0  # times that it was refused for a while
+        self.mismatches = 0
+        self.expected: int | None = None  # the revision that it has to find
+        # With the answer
+        self.failure_number = 0  # which failure of its session it was
+        self.given: list[tuple[Held, SessionView | None]] = []
+        self.results: list[Result] = []
+
+    def tell_closed(self) -> None:
+        """Tell the caller that the client is closed."""
+        if not self.is_over:
+            self.is_over = True
+            self.done(ClientClosed("the client is closed"))
+
+    @property
+    def op(self) -> str:
+        found: str = self.fields["op"]
+        return found
+
+    @property
+    def may_be_done(self) -> bool:
+        """Whether it may have been done, or may yet be, though nobody has said so."""
+        return self.is_sent or self.doubts > 0
+
+    @property
+    def outcome(self) -> Outcome:
+        """Of one that was not answered."""
+        return Outcome.UNKNOWN if self.may_be_done else Outcome.NOT_APPLIED
+
+
+class Held:
+    """One session in one epoch. What is asked of it is done one after the other.
+
+    The node would do so in any case. So at most one request of a session is ever in doubt, and the
+    session's revision tells what became of it.
+    """
+
+    __slots__ = (
+        "current",
+        "epoch",
+        "expires_s",
+        "failures",
+        "has_verdict",
+        "home",
+        "id",
+        "is_over",
+        "is_resumed",
+        "lease_s",
+        "loss",
+        "moved_s",
+        "on_lost",
+        "progress_s",
+        "revision",
+        "since_s",
+        "waiting",
+    )
+
+    def __init__(
+        self, home: Home, id: str, epoch: int, revision: int, *, lease_s: float, since_s: float
+    ) -> None:
+        self.home = home
+        self.id = id
+        self.epoch = epoch
+        self.revision = revision  # as it was last told
+        self.lease_s = lease_s
+        self.since_s = since_s
+        self.expires_s = since_s  # when the cluster may take it away, if it hears nothing
+        self.current: Request | None = None  # asked for, and not answered
+        self.waiting: deque[Request] = deque()  # after that
+        self.has_verdict = False  # among those
+        self.failures = 0  # of its requests, for good: see `Request.seen_failures`
+        self.is_resumed = True  # over the connection that there is
+        self.is_over = False
+        self.loss: LeaseLost | None = None  # why, if not by a verdict
+        self.on_lost: Callable[[LeaseLost], None] | None = None
+        self.moved_s = since_s  # when something was asked of it
+        self.progress_s: float | None = None  # how long it may go without that
+
+    def watch(self, on_lost: Callable[[LeaseLost], None]) -> None:
+        """Have somebody told when it is lost; at once if it is."""
+        self.on_lost = on_lost
+        if self.loss is not None:
+            on_lost(self.loss)
+
+    def bound_progress(self, progress_s: float) -> None:
+        """Have it taken from whoever works on it, if nothing is asked of it for so long."""
+        self.home.bound_progress(self, progress_s)
+
+    def lasts_until(self, expires_s: float) -> None:
+        """Take note of a sign of life that the cluster has answered."""
+        self.expires_s = max(self.expires_s, expires_s)
+
+    def over(self, outcome: Outcome = Outcome.NOT_APPLIED) -> LeaseLost:
+        """What is told to whoever asks for more of it, or has asked and was not answered."""
+        if self.loss is not None:
+            unknown = Outcome.UNKNOWN in {outcome, self.loss.outcome}
+            told = Outcome.UNKNOWN if unknown else Outcome.NOT_APPLIED
+            return LeaseLost({**self.loss.fields, "outcome": told.value})
+        detail = "a verdict was given before: it is removed, stored or parked"
+        return self.lost("requested", detail)
+
+    def lost(self, cause: str, detail: str, outcome: Outcome = Outcome.NOT_APPLIED) -> LeaseLost:
+        """The error of a session that is not its holder's any more."""
+        return LeaseLost(
+            {
+                "code": "lease_lost",
+                "outcome": outcome.value,
+                "retryable": False,
+                "detail": detail,
+                "id": self.id,
+                "epoch": self.epoch,
+                "cause": cause,
+            }
+        )
+
+
+def nobody(_result: Message | RitornelloError) -> None:
+    """Takes the answer of what nobody waits for."""
+
+
+def new_key() -> str:
+    """An idempotency key that nobody else has."""
+    return secrets.token_urlsafe(16)

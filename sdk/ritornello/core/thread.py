@@ -1,0 +1,86 @@
+"""The client's own thread, with its event loop, and how callers hand things to it.
+
+Handing something over wakes the loop once for all that is handed over until it looks, and the same
+the other way: see `Mailbox`. So a thousand tasks that ask at the same moment cost one wake-up.
+"""
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from ritornello.errors import ClientClosed
+
+T = TypeVar("T")
+
+_STOP_S = 10.0
+
+
+class Mailbox:
+    """Calls to be made in a loop, from whatever thread."""
+
+    __slots__ = ("_calls", "_is_called", "_loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._calls: deque[tuple[Callable[..., object], Any]] = deque()
+        self._is_called = False
+
+    def post(self, call: Callable[[Any], object], argument: Any) -> None:  # noqa: ANN401 - of any type
+        """Have a call made in the loop. Raises RuntimeError if the loop is closed."""
+        self._calls.append((call, argument))
+        if not self._is_called:
+            self._is_called = True
+            self._loop.call_soon_threadsafe(self._make)
+
+    def _make(self) -> None:
+        self._is_called = False  # before it looks: what comes from here on calls again
+        calls = self._calls
+        while calls:
+            call, argument = calls.popleft()
+            call(argument)
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    """uvloop's, where that is installed: it takes less for each frame."""
+    try:
+        import uvloop  # noqa: PLC0415 - it need not be there
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
+class CoreThread:
+    """A thread that runs an event loop until it is stopped."""
+
+    def __init__(self, name: str) -> None:
+        self.loop = _new_loop()
+        self.mailbox = Mailbox(self.loop)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._is_stopped = False
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        try:
+            self.loop.run_forever()
+        finally:
+            self.loop.close()
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Run a coroutine in the loop. Raises `ClientClosed`."""
+        if self._is_stopped:
+            coroutine.close()
+            raise ClientClosed("the client is closed")
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+
+    def stop(self) -> None:
+        """End the thread; from another one."""
+        if not self._is_stopped:
+            self._is_stopped = True
+            self.loop.call_soon_threadsafe(self.loop.stop)
+            self._thread.join(_STOP_S)

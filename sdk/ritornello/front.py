@@ -1,0 +1,57 @@
+"""How tasks of a loop ask the core's thread, and are answered."""
+
+import asyncio
+from collections.abc import Callable
+
+from ritornello.core.core import Core
+from ritornello.core.frames import Message
+from ritornello.core.requests import Held, Home, Request
+from ritornello.core.thread import Mailbox
+from ritornello.errors import LeaseLost, RitornelloError
+
+_Answer = tuple[asyncio.Future[Message], Request, Message | RitornelloError]
+
+
+class Front:
+    """The way between one loop and a core."""
+
+    def __init__(self, core: Core) -> None:
+        self.core = core
+        self._loop = asyncio.get_running_loop()
+        self._mailbox = Mailbox(self._loop)
+
+    async def ask(self, request: Request, home: Home | None = None) -> Message:
+        """Have a request done. Raises `RitornelloError`."""
+        future: asyncio.Future[Message] = self._loop.create_future()
+        mailbox, settle = self._mailbox, self._settle
+
+        def done(result: Message | RitornelloError) -> None:
+            mailbox.post(settle, (future, request, result))
+
+        request.done = done
+        self.core.ask(request, home)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if not request.is_verdict:  # what ends a session is done, whoever waits for it
+                self.core.cancel(request, home)
+            raise
+
+    def _settle(self, answer: _Answer) -> None:
+        future, request, result = answer
+        if future.done():  # whoever asked has left in the meantime
+            for held, _ in request.given:
+                self.core.give_back(held)
+        elif isinstance(result, Message):
+            future.set_result(result)
+        else:
+            future.set_exception(result)
+
+    def watch(self, held: Held, call: Callable[[LeaseLost], None]) -> None:
+        """Have somebody told in this loop when a session is lost."""
+        mailbox = self._mailbox
+
+        def lost(loss: LeaseLost) -> None:
+            mailbox.post(call, loss)
+
+        self.core.watch(held, lost)

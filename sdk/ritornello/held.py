@@ -1,0 +1,191 @@
+"""What sessions have in common, with and without an event loop."""
+
+import logging
+from collections.abc import Iterable, Sequence
+
+from ritornello import fields as say
+from ritornello.core.core import Core
+from ritornello.core.requests import Held, Request, nobody
+from ritornello.errors import RitornelloError
+from ritornello.fields import Fields, Seconds
+from ritornello.models import Cause, SessionView
+
+_log = logging.getLogger("ritornello")
+
+
+class NoVerdictWarning(UserWarning):
+    """A session was left without a verdict, and so it was stored."""
+
+
+class HeldSession:
+    """A session that is held, and what is known of it."""
+
+    def __init__(self, core: Core, held: Held, view: SessionView) -> None:
+        self._core = core
+        self._held = held
+        self._view = view
+        self._chunks = list(view.chunks)
+        self._has_verdict = False
+        self._failures = 0  # of its operations, that the caller has been told of
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.id} theme={self.theme} epoch={self.epoch}>"
+
+    # What is known of it
+
+    @property
+    def id(self) -> str:
+        return self._held.id
+
+    @property
+    def theme(self) -> int:
+        return self._view.theme
+
+    @property
+    def key(self) -> str | None:
+        return self._view.key
+
+    @property
+    def epoch(self) -> int:
+        """Goes up each time that the session becomes active; whoever shows it may change it."""
+        return self._held.epoch
+
+    @property
+    def revision(self) -> int:
+        """As it was last told."""
+        return self._held.revision
+
+    @property
+    def attempts(self) -> int:
+        """How often it has been active, this time included."""
+        return self._view.attempts
+
+    @property
+    def priority(self) -> int:
+        return self._view.priority
+
+    @property
+    def history(self) -> tuple[Cause, ...]:
+        """Why it stopped being active before, oldest first."""
+        return self._view.history
+
+    @property
+    def chunks(self) -> Sequence[bytes]:
+        """Its data, with what was appended meanwhile."""
+        return tuple(self._chunks)
+
+    @property
+    def data(self) -> bytes:
+        """All chunks, one after the other."""
+        return b"".join(self._chunks)
+
+    @property
+    def lease_remaining(self) -> float:
+        """For how many seconds it is certainly yours, if nothing is heard of the cluster any more.
+
+        Counted from when the last sign of life was sent that was answered. 0 when it is over.
+        """
+        if self._held.is_over:
+            return 0.0
+        return max(self._held.expires_s - self._core.now_s(), 0.0)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether it is still yours: no verdict has been given, and the lease was not lost."""
+        return not (self._has_verdict or self._held.is_over)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether it was taken away: the lease has ended, say."""
+        return self._held.loss is not None
+
+    def bound_progress(self, progress_s: float) -> None:
+        """Have it taken from whoever works on it, if nothing is asked of it for so long.
+
+        It is stored then, with the cause `failed`. This holds even if the program is stuck.
+        """
+        self._core.post(self._held.bound_progress, progress_s)
+
+    @property
+    def core_held(self) -> Held:
+        """As the core knows it. Not for users."""
+        return self._held
+
+    # Requests
+
+    def _deadline_s(self, timeout: Seconds | None) -> float:
+        default_s = self._core.options.timeout_s
+        timeout_s = default_s if timeout is None else say.seconds_of(timeout, "timeout")
+        return self._core.now_s() + timeout_s
+
+    def _request(
+        self,
+        fields: Fields,
+        timeout: Seconds | None,
+        *,
+        changes: int = 0,
+        is_verdict: bool = False,
+    ) -> Request:
+        return Request(
+            {**fields, "id": self._held.id, "epoch": self._held.epoch},
+            self._deadline_s(timeout),
+            nobody,
+            held=(self._held,),
+            changes=changes,
+            is_verdict=is_verdict,
+            seen_failures=self._failures,
+        )
+
+    def _changing(self, op: str, chunk: bytes, timeout: Seconds | None) -> Request:
+        # Empty data is no chunk, but a sign of life.
+        return self._request({"op": op, "data": chunk}, timeout, changes=1 if chunk else 0)
+
+    def _touching(self, timeout: Seconds | None) -> Request:
+        return self._request({"op": "touch"}, timeout)
+
+    def _removing(self, timeout: Seconds | None) -> Request:
+        return self._request({"op": "remove"}, timeout, is_verdict=True)
+
+    def _storing(
+        self, after: Seconds | None, cause: str, reason: str, timeout: Seconds | None
+    ) -> Request:
+        fields = say.store({"op": "store"}, after, cause, reason)
+        return self._request(fields, timeout, is_verdict=True)
+
+    def _parking(self, reason: str, timeout: Seconds | None) -> Request:
+        fields = {"op": "park", "reason": say.reason_of(reason)}
+        return self._request(fields, timeout, is_verdict=True)
+
+    def _leaving(self, error: BaseException | None) -> Request:
+        """The verdict of a session that was left without one."""
+        if error is None:
+            cause, reason = "failed", "it was left without a verdict"
+        elif isinstance(error, Exception):
+            cause, reason = "failed", type(error).__qualname__
+        else:
+            cause, reason = "shutdown", "whoever worked on it was told to stop"
+        return self._storing(None, cause, reason, self._core.options.close_s)
+
+    # Answers
+
+    def _took(self, op: str, chunk: bytes) -> None:
+        """Keep up with a change that was done."""
+        if op == "replace" and chunk:
+            self._chunks = [chunk]
+        elif chunk:
+            self._chunks.append(chunk)
+
+    def keep_up(self, operations: Iterable[Fields]) -> None:
+        """Take note of a transaction that was done. Not for users."""
+        for one in operations:
+            if one.get("id") != self.id:
+                continue
+            if one["op"] in {"append", "replace"}:
+                self._took(one["op"], one["data"])
+            elif one["op"] in {"remove", "store", "park"}:
+                self._has_verdict = True
+
+    def _note(self, request: Request, error: RitornelloError) -> None:
+        """The caller is told of a failure now: what it asks from here on is not skipped."""
+        self._failures = max(self._failures, request.failure_number)
+        _log.debug("session %s: %s", self.id, error)

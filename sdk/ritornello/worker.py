@@ -1,0 +1,291 @@
+"""Workers: handlers that are given sessions as they become due.
+
+    worker = ritornello.Worker(client, concurrency=20)
+
+    @worker.handler(7)
+    async def ship(session):
+        await session.append(await label_for(session.data))
+        return ritornello.Remove()
+
+    await worker.run()
+
+A handler answers a verdict. If it raises, the session is stored with the cause `failed`, and comes
+back as its theme's policy says. A session that is lost cancels its handler at once; nobody else is
+told, since somebody else works on it.
+"""
+
+import asyncio
+import inspect
+import logging
+import signal
+import time
+import warnings
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
+from typing import Protocol, TypeVar, runtime_checkable
+
+from ritornello import fields as say
+from ritornello.client import Client
+from ritornello.core.core import Intake
+from ritornello.core.requests import Held
+from ritornello.core.thread import Mailbox
+from ritornello.errors import LeaseLost, RequestError, RitornelloError
+from ritornello.handlers import Failures, Handled, Handlers, WorkerOptions
+from ritornello.held import NoVerdictWarning
+from ritornello.models import SessionView
+from ritornello.session import Session
+from ritornello.verdicts import Park, Remove, Store, Verdict
+
+_log = logging.getLogger("ritornello.worker")
+
+Handle = Callable[[Session], Awaitable[Verdict | None]]
+Middleware = Callable[[Session, Handle], Awaitable[Verdict | None]]
+Hook = Callable[[Handled], None]
+
+H = TypeVar("H", bound=Handle)
+
+
+@runtime_checkable
+class Handler(Protocol):
+    """A handler as a class; `themes` are those that it is for."""
+
+    themes: Iterable[int]
+
+    async def handle(self, session: Session) -> Verdict | None:
+        """Work on a session."""
+
+
+class Worker:
+    """Works on sessions as they become due, several at a time, over a connection of its own."""
+
+    def __init__(
+        self,
+        client: Client,
+        *,
+        concurrency: int = 10,
+        options: WorkerOptions | None = None,
+    ) -> None:
+        self._client = client
+        self._options = options or WorkerOptions(concurrency=concurrency)
+        self._handlers: Handlers[Handle] = Handlers()
+        self._middleware: list[Middleware] = []
+        self._hooks: list[Hook] = []
+        self._failures = Failures(self._options.failures_max)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._intake: Intake | None = None
+        self._stopping: asyncio.Event | None = None
+        self._error: RitornelloError | None = None
+
+    # What it does
+
+    def handler(self, *themes: int) -> Callable[[H], H]:
+        """Have a function work on the sessions of themes."""
+        found = say.themes_of(themes)
+
+        def add(handle: H) -> H:
+            is_async = inspect.iscoroutinefunction(handle)
+            if not is_async:
+                raise TypeError("a handler is an `async def`; ritornello.sync has others")
+            self._handlers.add(found, handle)
+            return handle
+
+        return add
+
+    def add(self, handler: Handler) -> None:
+        """Have an object work on the sessions of its `themes`."""
+        self._handlers.add(say.themes_of(handler.themes), handler.handle)
+
+    def middleware(self, call: Middleware) -> Middleware:
+        """Have something around all handlers; the first one that is added is the outermost."""
+        self._middleware.append(call)
+        return call
+
+    def on_handled(self, call: Hook) -> Hook:
+        """Have something told of each session that was worked on; it must not wait."""
+        self._hooks.append(call)
+        return call
+
+    # Its life
+
+    async def run(self, *, handle_signals: bool = False) -> None:
+        """Work until `stop` is called, or the task is cancelled. Raises `RitornelloError`.
+
+        `handle_signals` has SIGTERM and SIGINT stop it.
+        """
+        if self._stopping is not None:
+            raise RuntimeError("a worker runs once")
+        if not self._handlers.themes:
+            raise ValueError("a worker has at least one handler")
+        self._stopping = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        signals = (signal.SIGTERM, signal.SIGINT) if handle_signals else ()
+        for one in signals:
+            loop.add_signal_handler(one, self.stop)
+        try:
+            await self._work(loop)
+        finally:
+            for one in signals:
+                loop.remove_signal_handler(one)
+        if self._error is not None:
+            raise self._error
+
+    def stop(self) -> None:
+        """Take no more sessions, and end when those that it has are done."""
+        if self._stopping is not None:
+            self._stopping.set()
+
+    async def _work(self, loop: asyncio.AbstractEventLoop) -> None:
+        mailbox = Mailbox(loop)
+        core = self._client.core
+
+        def given(held: Held, view: SessionView) -> None:
+            mailbox.post(self._begin, (held, view))
+
+        def refused(error: RequestError) -> None:
+            mailbox.post(self._refused, error)
+
+        stopping = self._stopping
+        assert stopping is not None  # noqa: S101 - for mypy
+        intake = self._intake = core.intake(given, refused)
+        try:
+            self._want()
+            await stopping.wait()
+        finally:
+            stopping.set()
+            intake.want((), 0)
+            await self._finish()
+            with suppress(RitornelloError):
+                await asyncio.shield(asyncio.wrap_future(intake.close(core.options.close_s)))
+
+    async def _finish(self) -> None:
+        """Let handlers finish, and cancel them when their time is over."""
+        grace_s = self._options.grace_s
+        try:
+            if self._tasks:
+                await asyncio.wait(self._tasks, timeout=grace_s)
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            if self._tasks:
+                await asyncio.wait(self._tasks, timeout=self._client.core.options.close_s)
+
+    def _want(self) -> None:
+        if self._intake is not None and self._stopping is not None:
+            is_over = self._stopping.is_set()
+            hands = 0 if is_over else self._options.concurrency - len(self._tasks)
+            self._intake.want(self._handlers.themes, max(hands, 0))
+
+    def _refused(self, error: RequestError) -> None:
+        self._error = error
+        self.stop()
+
+    # Sessions
+
+    def _begin(self, given: tuple[Held, SessionView]) -> None:
+        held, view = given
+        is_over = self._stopping is None or self._stopping.is_set()
+        handle = self._handlers.of(view.theme)
+        if is_over or handle is None:
+            self._client.core.give_back(held)
+            return
+        session = Session(self._client.front, held, view)
+        if self._options.progress_s is not None:
+            session.bound_progress(self._options.progress_s)
+        task = asyncio.get_running_loop().create_task(
+            self._handle(session, handle), name=f"ritornello-session-{session.id}"
+        )
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        self._want()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("a hook of the worker has failed", exc_info=task.exception())
+        self._want()
+
+    async def _handle(self, session: Session, handle: Handle) -> None:
+        begun_s = time.monotonic()
+        verdict: Verdict | None = None
+        error: BaseException | None = None
+        try:
+            async with session:
+                async with asyncio.timeout(self._options.handler_timeout_s):
+                    verdict = await self._wrapped(handle)(session)
+                await give(session, verdict)
+        except LeaseLost as loss:
+            error = loss
+        except asyncio.CancelledError as cancelled:
+            error = cancelled
+        except Exception as failure:  # noqa: BLE001 - of any handler
+            error = failure
+            _log.warning(
+                "a handler has failed: session %s of theme %d, attempt %d",
+                session.id,
+                session.theme,
+                session.attempts,
+                exc_info=failure,
+            )
+        self._note(session, begun_s, verdict, error)
+        if isinstance(error, asyncio.CancelledError):
+            raise error
+
+    def _wrapped(self, handle: Handle) -> Handle:
+        for middleware in reversed(self._middleware):
+            handle = _around(middleware, handle)
+        return handle
+
+    def _note(
+        self,
+        session: Session,
+        begun_s: float,
+        verdict: Verdict | None,
+        error: BaseException | None,
+    ) -> None:
+        is_lost = session.is_lost
+        handled = Handled(
+            session.id,
+            session.theme,
+            session.epoch,
+            session.attempts,
+            time.monotonic() - begun_s,
+            verdict,
+            error,
+            is_lost,
+        )
+        is_failure = isinstance(error, Exception) and not is_lost
+        if self._failures.note(error if is_failure else None):
+            self._error = self._failures.error()
+            self.stop()
+        for hook in self._hooks:
+            hook(handled)
+
+
+def _around(middleware: Middleware, handle: Handle) -> Handle:
+    async def call(session: Session) -> Verdict | None:
+        return await middleware(session, handle)
+
+    return call
+
+
+async def give(session: Session, verdict: Verdict | None) -> None:
+    """Give a session the verdict that a handler has answered."""
+    if not session.is_held:
+        if verdict is not None and not session.is_lost:
+            warnings.warn(
+                f"a handler has answered {verdict} of a session that it had ended before",
+                NoVerdictWarning,
+                stacklevel=2,
+            )
+        return
+    match verdict:
+        case Remove():
+            await session.remove()
+        case Store(after, reason, cause):
+            await session.store(after, reason=reason, cause=cause)
+        case Park(reason):
+            await session.park(reason)
+        case None:
+            pass  # the session is stored, with a warning, as its context ends
+        case other:
+            raise TypeError(f"a handler answers a verdict, and not {type(other).__name__}")
