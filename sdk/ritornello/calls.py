@@ -209,7 +209,7 @@ class Operations:
     def answered(self, results: list[Result]) -> tuple[Created | Stored | int, ...]:
         """Take what each was answered: what was created or stored, or a revision."""
         self.results = tuple(map(_result, self.fields, results))
-        for session in self.sessions:
+        for session in dict.fromkeys(self.sessions):
             session.keep_up(self.fields)
         return self.results
 

@@ -1,14 +1,21 @@
 """What workers have in common: which handler is for which theme, and when too much has failed."""
 
-from collections.abc import Iterable
+import logging
+import warnings
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from ritornello import fields as say
 from ritornello import limits
 from ritornello.errors import RitornelloError
+from ritornello.held import HeldSession, NoVerdictWarning
 from ritornello.verdicts import Verdict
 
-H = TypeVar("H")
+_log = logging.getLogger("ritornello.worker")
+
+Handle = TypeVar("Handle")
+Around = TypeVar("Around")
 
 
 class TooManyFailures(RitornelloError):
@@ -38,7 +45,7 @@ class WorkerOptions:
             raise ValueError(f"grace_s is {self.grace_s}; it is 0 or more")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Handled:
     """One session that was worked on: for metrics."""
 
@@ -52,25 +59,7 @@ class Handled:
     is_lost: bool  # the session was taken away
 
 
-class Handlers(Generic[H]):
-    """The handlers of a worker, by theme."""
-
-    def __init__(self) -> None:
-        self._by_theme: dict[int, H] = {}
-
-    def add(self, themes: Iterable[int], handler: H) -> None:
-        """Have a handler for themes. Raises ValueError if there is one already."""
-        for theme in themes:
-            if theme in self._by_theme:
-                raise ValueError(f"theme {theme} has a handler already")
-            self._by_theme[theme] = handler
-
-    def of(self, theme: int) -> H | None:
-        return self._by_theme.get(theme)
-
-    @property
-    def themes(self) -> tuple[int, ...]:
-        return tuple(self._by_theme)
+Hook = Callable[[Handled], None]
 
 
 class Failures:
@@ -79,18 +68,104 @@ class Failures:
     def __init__(self, most: int | None) -> None:
         self._most = most
         self._count = 0
-        self.last: BaseException | None = None
+        self._last: BaseException | None = None
 
-    def note(self, error: BaseException | None) -> bool:
-        """Take note of how a session ended. True if it is too much."""
+    def note(self, error: BaseException | None) -> TooManyFailures | None:
+        """Take note of how a session ended. The error, if it is too much."""
         if error is None:
             self._count = 0
-            return False
+            return None
         self._count += 1
-        self.last = error
-        return self._most is not None and self._count >= self._most
-
-    def error(self) -> TooManyFailures:
-        """What is raised then."""
-        name = type(self.last).__qualname__
+        self._last = error
+        if self._most is None or self._count < self._most:
+            return None
+        name = type(error).__qualname__
         return TooManyFailures(f"{self._count} sessions in a row have failed, the last with {name}")
+
+
+class WorkerBase(Generic[Handle, Around]):
+    """A worker's handlers, and what is around them."""
+
+    def __init__(self, concurrency: int, options: WorkerOptions | None) -> None:
+        self._options = options or WorkerOptions(concurrency=concurrency)
+        self._by_theme: dict[int, Handle] = {}
+        self._middleware: list[Around] = []
+        self._hooks: list[Hook] = []
+        self._failures = Failures(self._options.failures_max)
+        self._error: RitornelloError | None = None
+
+    def middleware(self, call: Around) -> Around:
+        """Have something around all handlers; the first one that is added is the outermost."""
+        self._middleware.append(call)
+        return call
+
+    def on_handled(self, call: Hook) -> Hook:
+        """Have something told of each session that was worked on; it must not wait."""
+        self._hooks.append(call)
+        return call
+
+    def _add(self, themes: int | Iterable[int], handle: Handle) -> None:
+        for theme in say.themes_of(themes):
+            if theme in self._by_theme:
+                raise ValueError(f"theme {theme} has a handler already")
+            self._by_theme[theme] = handle
+
+    def _check(self) -> None:
+        if not self._by_theme:
+            raise ValueError("a worker has at least one handler")
+
+    def _bound(self, session: HeldSession) -> None:
+        options = self._options
+        if options.progress_s is not None or options.handler_timeout_s is not None:
+            session.bound(progress=options.progress_s, total=options.handler_timeout_s)
+
+    def _note(
+        self,
+        session: HeldSession,
+        duration_s: float,
+        verdict: Verdict | None,
+        error: BaseException | None,
+    ) -> bool:
+        """Tell of a session that was worked on. True if it is time to stop."""
+        is_lost = session.is_lost and not session.is_overdue
+        handled = Handled(
+            session_id=session.id,
+            theme=session.theme,
+            epoch=session.epoch,
+            attempts=session.attempts,
+            duration_s=duration_s,
+            verdict=verdict,
+            error=error,
+            is_lost=is_lost,
+        )
+        is_failure = isinstance(error, Exception) and not is_lost
+        if is_failure:
+            _log.warning(
+                "a handler has failed: session %s of theme %d, attempt %d",
+                session.id,
+                session.theme,
+                session.attempts,
+                exc_info=error,
+            )
+        too_many = self._failures.note(error if is_failure else None)
+        if too_many is not None:
+            self._error = too_many
+        for hook in self._hooks:
+            try:
+                hook(handled)
+            except Exception:  # noqa: BLE001 - of anybody
+                _log.exception("a hook of the worker has failed")
+        return too_many is not None
+
+
+def needs_verdict(session: HeldSession, verdict: Verdict | None) -> bool:
+    """Whether a session is still to be given the verdict that its handler has answered."""
+    if session.is_held:
+        return verdict is not None
+    if verdict is not None and not session.is_lost:
+        warnings.warn(
+            f"a handler has answered {verdict} of a session that it had ended before",
+            NoVerdictWarning,
+            stacklevel=3,
+        )
+    return False

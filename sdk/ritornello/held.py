@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from ritornello import fields as say
 from ritornello.core.core import Core
-from ritornello.core.requests import Held, Request, nobody
+from ritornello.core.requests import Bounds, Held, Request, nobody
 from ritornello.errors import RitornelloError
 from ritornello.fields import Fields, Seconds
 from ritornello.models import Cause, SessionView
@@ -99,12 +99,21 @@ class HeldSession:
         """Whether it was taken away: the lease has ended, say."""
         return self._held.loss is not None
 
-    def bound_progress(self, progress_s: float) -> None:
-        """Have it taken from whoever works on it, if nothing is asked of it for so long.
+    @property
+    def is_overdue(self) -> bool:
+        """Whether it was taken away because it took too long: see `bound`."""
+        return self._held.loss is not None and self._held.loss.cause == "overdue"
 
-        It is stored then, with the cause `failed`. This holds even if the program is stuck.
+    def bound(self, *, progress: Seconds | None = None, total: Seconds | None = None) -> None:
+        """Have it taken from whoever works on it when that takes too long.
+
+        `progress` bounds the time with no operation, `total` all the time from now on, in seconds.
+        The session is stored then with the cause `failed`, and is lost; even if the program is
+        stuck.
         """
-        self._core.post(self._held.bound_progress, progress_s)
+        progress_s = None if progress is None else say.seconds_of(progress, "progress")
+        total_s = None if total is None else say.seconds_of(total, "total")
+        self._core.post(self._held.bound, Bounds(progress_s, total_s))
 
     @property
     def core_held(self) -> Held:

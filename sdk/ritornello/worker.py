@@ -19,7 +19,6 @@ import inspect
 import logging
 import signal
 import time
-import warnings
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from typing import Protocol, TypeVar, runtime_checkable
@@ -30,8 +29,7 @@ from ritornello.core.core import Intake
 from ritornello.core.requests import Held
 from ritornello.core.thread import Mailbox
 from ritornello.errors import LeaseLost, RequestError, RitornelloError
-from ritornello.handlers import Failures, Handled, Handlers, WorkerOptions
-from ritornello.held import NoVerdictWarning
+from ritornello.handlers import WorkerBase, WorkerOptions, needs_verdict
 from ritornello.models import SessionView
 from ritornello.session import Session
 from ritornello.verdicts import Park, Remove, Store, Verdict
@@ -40,7 +38,6 @@ _log = logging.getLogger("ritornello.worker")
 
 Handle = Callable[[Session], Awaitable[Verdict | None]]
 Middleware = Callable[[Session, Handle], Awaitable[Verdict | None]]
-Hook = Callable[[Handled], None]
 
 H = TypeVar("H", bound=Handle)
 
@@ -55,7 +52,7 @@ class Handler(Protocol):
         """Work on a session."""
 
 
-class Worker:
+class Worker(WorkerBase[Handle, Middleware]):
     """Works on sessions as they become due, several at a time, over a connection of its own."""
 
     def __init__(
@@ -65,16 +62,11 @@ class Worker:
         concurrency: int = 10,
         options: WorkerOptions | None = None,
     ) -> None:
+        super().__init__(concurrency, options)
         self._client = client
-        self._options = options or WorkerOptions(concurrency=concurrency)
-        self._handlers: Handlers[Handle] = Handlers()
-        self._middleware: list[Middleware] = []
-        self._hooks: list[Hook] = []
-        self._failures = Failures(self._options.failures_max)
         self._tasks: set[asyncio.Task[None]] = set()
         self._intake: Intake | None = None
         self._stopping: asyncio.Event | None = None
-        self._error: RitornelloError | None = None
 
     # What it does
 
@@ -86,24 +78,14 @@ class Worker:
             is_async = inspect.iscoroutinefunction(handle)
             if not is_async:
                 raise TypeError("a handler is an `async def`; ritornello.sync has others")
-            self._handlers.add(found, handle)
+            self._add(found, handle)
             return handle
 
         return add
 
     def add(self, handler: Handler) -> None:
         """Have an object work on the sessions of its `themes`."""
-        self._handlers.add(say.themes_of(handler.themes), handler.handle)
-
-    def middleware(self, call: Middleware) -> Middleware:
-        """Have something around all handlers; the first one that is added is the outermost."""
-        self._middleware.append(call)
-        return call
-
-    def on_handled(self, call: Hook) -> Hook:
-        """Have something told of each session that was worked on; it must not wait."""
-        self._hooks.append(call)
-        return call
+        self._add(handler.themes, handler.handle)
 
     # Its life
 
@@ -114,8 +96,7 @@ class Worker:
         """
         if self._stopping is not None:
             raise RuntimeError("a worker runs once")
-        if not self._handlers.themes:
-            raise ValueError("a worker has at least one handler")
+        self._check()
         self._stopping = asyncio.Event()
         loop = asyncio.get_running_loop()
         signals = (signal.SIGTERM, signal.SIGINT) if handle_signals else ()
@@ -173,7 +154,7 @@ class Worker:
         if self._intake is not None and self._stopping is not None:
             is_over = self._stopping.is_set()
             hands = 0 if is_over else self._options.concurrency - len(self._tasks)
-            self._intake.want(self._handlers.themes, max(hands, 0))
+            self._intake.want(self._by_theme, max(hands, 0))
 
     def _refused(self, error: RequestError) -> None:
         self._error = error
@@ -184,13 +165,12 @@ class Worker:
     def _begin(self, given: tuple[Held, SessionView]) -> None:
         held, view = given
         is_over = self._stopping is None or self._stopping.is_set()
-        handle = self._handlers.of(view.theme)
+        handle = self._by_theme.get(view.theme)
         if is_over or handle is None:
             self._client.core.give_back(held)
             return
         session = Session(self._client.front, held, view)
-        if self._options.progress_s is not None:
-            session.bound_progress(self._options.progress_s)
+        self._bound(session)
         task = asyncio.get_running_loop().create_task(
             self._handle(session, handle), name=f"ritornello-session-{session.id}"
         )
@@ -200,8 +180,6 @@ class Worker:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            _log.error("a hook of the worker has failed", exc_info=task.exception())
         self._want()
 
     async def _handle(self, session: Session, handle: Handle) -> None:
@@ -210,8 +188,7 @@ class Worker:
         error: BaseException | None = None
         try:
             async with session:
-                async with asyncio.timeout(self._options.handler_timeout_s):
-                    verdict = await self._wrapped(handle)(session)
+                verdict = await self._wrapped(handle)(session)
                 await give(session, verdict)
         except LeaseLost as loss:
             error = loss
@@ -219,14 +196,8 @@ class Worker:
             error = cancelled
         except Exception as failure:  # noqa: BLE001 - of any handler
             error = failure
-            _log.warning(
-                "a handler has failed: session %s of theme %d, attempt %d",
-                session.id,
-                session.theme,
-                session.attempts,
-                exc_info=failure,
-            )
-        self._note(session, begun_s, verdict, error)
+        if self._note(session, time.monotonic() - begun_s, verdict, error):
+            self.stop()
         if isinstance(error, asyncio.CancelledError):
             raise error
 
@@ -234,31 +205,6 @@ class Worker:
         for middleware in reversed(self._middleware):
             handle = _around(middleware, handle)
         return handle
-
-    def _note(
-        self,
-        session: Session,
-        begun_s: float,
-        verdict: Verdict | None,
-        error: BaseException | None,
-    ) -> None:
-        is_lost = session.is_lost
-        handled = Handled(
-            session.id,
-            session.theme,
-            session.epoch,
-            session.attempts,
-            time.monotonic() - begun_s,
-            verdict,
-            error,
-            is_lost,
-        )
-        is_failure = isinstance(error, Exception) and not is_lost
-        if self._failures.note(error if is_failure else None):
-            self._error = self._failures.error()
-            self.stop()
-        for hook in self._hooks:
-            hook(handled)
 
 
 def _around(middleware: Middleware, handle: Handle) -> Handle:
@@ -270,13 +216,7 @@ def _around(middleware: Middleware, handle: Handle) -> Handle:
 
 async def give(session: Session, verdict: Verdict | None) -> None:
     """Give a session the verdict that a handler has answered."""
-    if not session.is_held:
-        if verdict is not None and not session.is_lost:
-            warnings.warn(
-                f"a handler has answered {verdict} of a session that it had ended before",
-                NoVerdictWarning,
-                stacklevel=2,
-            )
+    if not needs_verdict(session, verdict):
         return
     match verdict:
         case Remove():
@@ -285,7 +225,5 @@ async def give(session: Session, verdict: Verdict | None) -> None:
             await session.store(after, reason=reason, cause=cause)
         case Park(reason):
             await session.park(reason)
-        case None:
-            pass  # the session is stored, with a warning, as its context ends
         case other:
             raise TypeError(f"a handler answers a verdict, and not {type(other).__name__}")

@@ -22,7 +22,7 @@ from ritornello.core import frames
 from ritornello.core.credit import Credit
 from ritornello.core.frames import Message, Result
 from ritornello.core.leases import Leases
-from ritornello.core.requests import Held, Request, Way, nobody
+from ritornello.core.requests import Bounds, Held, Request, Way, nobody
 from ritornello.core.turns import Turns
 from ritornello.errors import (
     ClientClosed,
@@ -150,24 +150,36 @@ class Conversation:
         fields = {"op": "store", "id": held.id, "epoch": held.epoch, "cause": "shutdown"}
         self.ask(Request(fields, FOREVER, nobody, held=(held,), is_verdict=True))
 
-    def bound_progress(self, held: Held, progress_s: float) -> None:
-        """Take a session from whoever works on it, if nothing is asked of it for so long."""
-        held.progress_s = progress_s
-        held.moved_s = self._now()
-        self.at(held.moved_s + progress_s, partial(self._see_progress, held))
+    def bound(self, held: Held, bounds: Bounds) -> None:
+        """Take a session from whoever works on it when that takes too long.
 
-    def _see_progress(self, held: Held) -> None:
-        if held.is_over or held.has_verdict or held.progress_s is None:
+        Here and not where it is worked on, so that it holds even if that is stuck.
+        """
+        held.bounds = bounds
+        held.begun_s = held.moved_s = self._now()
+        self._see_bounds(held)
+
+    def _see_bounds(self, held: Held) -> None:
+        if held.is_over or held.has_verdict:
             return
-        due_s = held.moved_s + held.progress_s
-        if self._now() < due_s:
-            self.at(due_s, partial(self._see_progress, held))
+        bounds, now_s = held.bounds, self._now()
+        ends: list[tuple[float, str]] = []
+        if bounds.progress_s is not None:
+            reason = f"nothing was done with it for {bounds.progress_s:g} s"
+            ends.append((held.moved_s + bounds.progress_s, reason))
+        if bounds.total_s is not None:
+            reason = f"it was not done within {bounds.total_s:g} s"
+            ends.append((held.begun_s + bounds.total_s, reason))
+        if not ends:
             return
-        reason = f"nothing was done with it for {held.progress_s:g} s"
+        end_s, reason = min(ends)
+        if now_s < end_s:
+            self.at(end_s, partial(self._see_bounds, held))
+            return
         fields = {"op": "store", "id": held.id, "epoch": held.epoch, "cause": "failed"}
         fields["reason"] = reason
         self.ask(Request(fields, FOREVER, nobody, held=(held,), is_verdict=True))
-        held.loss = held.lost("failed", reason)
+        held.loss = held.lost("overdue", reason)
         if held.on_lost is not None:
             held.on_lost(held.loss)
 

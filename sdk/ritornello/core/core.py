@@ -184,6 +184,16 @@ class Core:
         with contextlib.suppress(ClientClosed):
             self.post(held.home.give_back, held)
 
+    def give_back_all(self, request: Request) -> None:
+        """Store what came with the answer to a request that nobody waits for any more."""
+
+        def give(request: Request) -> None:
+            for held, _ in request.given:
+                held.home.give_back(held)
+
+        with contextlib.suppress(ClientClosed):
+            self.post(give, request)
+
     def watch(self, held: Held, on_lost: Callable[[LeaseLost], None]) -> None:
         """Have somebody told when a session is lost; in the core's thread."""
         self.post(held.watch, on_lost)

@@ -3,6 +3,7 @@
 import secrets
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, Protocol
 
@@ -25,8 +26,8 @@ class Home(Protocol):
     def give_back(self, held: "Held") -> None:
         """Store a session that nobody wants, as if it had not been handed out."""
 
-    def bound_progress(self, held: "Held", progress_s: float) -> None:
-        """Take a session from whoever works on it, if nothing is asked of it for so long."""
+    def bound(self, held: "Held", bounds: "Bounds") -> None:
+        """Take a session from whoever works on it when that takes too long."""
 
 
 class Way(Enum):
@@ -131,6 +132,14 @@ class Request:
         return Outcome.UNKNOWN if self.may_be_done else Outcome.NOT_APPLIED
 
 
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How long a session may be worked on."""
+
+    progress_s: float | None = None  # with nothing asked of it
+    total_s: float | None = None
+
+
 class Held:
     """One session in one epoch. What is asked of it is done one after the other.
 
@@ -139,6 +148,8 @@ class Held:
     """
 
     __slots__ = (
+        "begun_s",
+        "bounds",
         "current",
         "epoch",
         "expires_s",
@@ -152,7 +163,6 @@ class Held:
         "loss",
         "moved_s",
         "on_lost",
-        "progress_s",
         "revision",
         "since_s",
         "waiting",
@@ -176,8 +186,9 @@ class Held:
         self.is_over = False
         self.loss: LeaseLost | None = None  # why, if not by a verdict
         self.on_lost: Callable[[LeaseLost], None] | None = None
+        self.begun_s = since_s  # when somebody began to work on it
         self.moved_s = since_s  # when something was asked of it
-        self.progress_s: float | None = None  # how long it may go without that
+        self.bounds = Bounds()
 
     def watch(self, on_lost: Callable[[LeaseLost], None]) -> None:
         """Have somebody told when it is lost; at once if it is."""
@@ -185,9 +196,9 @@ class Held:
         if self.loss is not None:
             on_lost(self.loss)
 
-    def bound_progress(self, progress_s: float) -> None:
-        """Have it taken from whoever works on it, if nothing is asked of it for so long."""
-        self.home.bound_progress(self, progress_s)
+    def bound(self, bounds: "Bounds") -> None:
+        """Have it taken from whoever works on it when that takes too long."""
+        self.home.bound(self, bounds)
 
     def lasts_until(self, expires_s: float) -> None:
         """Take note of a sign of life that the cluster has answered."""

@@ -1,0 +1,47 @@
+"""How threads ask the core's thread, and are answered."""
+
+import threading
+
+from ritornello.core.core import Core
+from ritornello.core.frames import Message
+from ritornello.core.requests import Home, Request
+from ritornello.errors import RitornelloError
+
+
+class _Answer:
+    """Where one thread waits for one answer."""
+
+    __slots__ = ("_lock", "found", "is_left")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+        self.found: Message | RitornelloError | None = None
+        self.is_left = False  # by whoever waited
+
+    def put(self, found: Message | RitornelloError) -> None:
+        self.found = found
+        self._lock.release()
+
+    def wait(self) -> None:
+        self._lock.acquire()
+
+
+def ask(core: Core, request: Request, home: Home | None = None) -> Message:
+    """Have a request done, and wait for it. Raises `RitornelloError`."""
+    answer = _Answer()
+    request.done = answer.put
+    core.ask(request, home)
+    try:
+        answer.wait()
+    except BaseException:
+        if not request.is_verdict:  # what ends a session is done, whoever waits for it
+            core.cancel(request, home)
+            core.give_back_all(request)
+        raise
+    found = answer.found
+    if isinstance(found, Message):
+        return found
+    if found is None:
+        raise RuntimeError("an answer came that is none")
+    raise found

@@ -1,0 +1,227 @@
+"""Workers in threads: handlers that are given sessions as they become due.
+
+    worker = ritornello.sync.Worker(client, concurrency=20)
+
+    @worker.handler(7)
+    def ship(session):
+        session.append(label_for(session.data))
+        return ritornello.Remove()
+
+    worker.run()
+
+As `ritornello.Worker`, with a thread for each session that is worked on. A thread cannot be
+interrupted: when a session is lost, its handler is told by the next operation.
+"""
+
+import inspect
+import logging
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from types import FrameType
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from ritornello import fields as say
+from ritornello.core.core import Intake
+from ritornello.core.requests import Held
+from ritornello.errors import LeaseLost, RequestError, RitornelloError
+from ritornello.handlers import WorkerBase, WorkerOptions, needs_verdict
+from ritornello.models import SessionView
+from ritornello.sync.client import Client
+from ritornello.sync.session import Session
+from ritornello.verdicts import Park, Remove, Store, Verdict
+
+_log = logging.getLogger("ritornello.worker")
+
+Handle = Callable[[Session], Verdict | None]
+Middleware = Callable[[Session, Handle], Verdict | None]
+
+H = TypeVar("H", bound=Handle)
+
+_Given = tuple[Held, SessionView]
+
+
+@runtime_checkable
+class Handler(Protocol):
+    """A handler as a class; `themes` are those that it is for."""
+
+    themes: Iterable[int]
+
+    def handle(self, session: Session) -> Verdict | None:
+        """Work on a session."""
+
+
+class Worker(WorkerBase[Handle, Middleware]):
+    """Works on sessions as they become due, several at a time, over a connection of its own."""
+
+    def __init__(
+        self,
+        client: Client,
+        *,
+        concurrency: int = 10,
+        options: WorkerOptions | None = None,
+    ) -> None:
+        super().__init__(concurrency, options)
+        self._client = client
+        self._given: queue.SimpleQueue[_Given | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._busy = 0  # sessions that are worked on, or about to be
+        self._intake: Intake | None = None
+        self._is_begun = False
+        self._stopping = threading.Event()
+
+    # What it does
+
+    def handler(self, *themes: int) -> Callable[[H], H]:
+        """Have a function work on the sessions of themes."""
+        found = say.themes_of(themes)
+
+        def add(handle: H) -> H:
+            is_async = inspect.iscoroutinefunction(handle)
+            if is_async:
+                raise TypeError("here a handler is no `async def`; ritornello.Worker has those")
+            self._add(found, handle)
+            return handle
+
+        return add
+
+    def add(self, handler: Handler) -> None:
+        """Have an object work on the sessions of its `themes`."""
+        self._add(handler.themes, handler.handle)
+
+    # Its life
+
+    def run(self, *, handle_signals: bool = False) -> None:
+        """Work until `stop` is called. Raises `RitornelloError`.
+
+        `handle_signals` has SIGTERM and SIGINT stop it; for the main thread.
+        """
+        if self._is_begun:
+            raise RuntimeError("a worker runs once")
+        self._check()
+        self._is_begun = True
+        before: dict[int, Any] = {}
+        for one in (signal.SIGTERM, signal.SIGINT) if handle_signals else ():
+            before[one] = signal.signal(one, self._signalled)
+        try:
+            self._work()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        if self._error is not None:
+            raise self._error
+
+    def _signalled(self, _number: int, _frame: FrameType | None) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Take no more sessions, and end when those that it has are done."""
+        self._stopping.set()
+
+    def _work(self) -> None:
+        core = self._client.core
+        intake = self._intake = core.intake(self._take, self._refused)
+        threads = [
+            threading.Thread(target=self._hand, name=f"ritornello-worker-{number}", daemon=True)
+            for number in range(self._options.concurrency)
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            self._want()
+            self._stopping.wait()
+        finally:
+            self._stopping.set()
+            intake.want((), 0)
+            self._finish(threads)
+            with suppress(RitornelloError):
+                intake.close(core.options.close_s).result()
+
+    def _finish(self, threads: list[threading.Thread]) -> None:
+        for _ in threads:
+            self._given.put(None)
+        end_s = time.monotonic() + self._options.grace_s
+        for thread in threads:
+            thread.join(max(end_s - time.monotonic(), 0))
+        if any(thread.is_alive() for thread in threads):
+            _log.warning("handlers are not done after %g s, and left alone", self._options.grace_s)
+
+    def _take(self, held: Held, view: SessionView) -> None:
+        """Take what was pushed; in the core's thread."""
+        with self._lock:
+            self._busy += 1
+        self._given.put((held, view))
+
+    def _want(self) -> None:
+        if self._intake is not None:
+            with self._lock:
+                hands = 0 if self._stopping.is_set() else self._options.concurrency - self._busy
+            self._intake.want(self._by_theme, max(hands, 0))
+
+    def _refused(self, error: RequestError) -> None:
+        self._error = error
+        self.stop()
+
+    # Sessions
+
+    def _hand(self) -> None:
+        """Work on one session after the other."""
+        while (given := self._given.get()) is not None:
+            held, view = given
+            handle = self._by_theme.get(view.theme)
+            if self._stopping.is_set() or handle is None:
+                self._client.core.give_back(held)
+            else:
+                self._handle(held, view, handle)
+            with self._lock:
+                self._busy -= 1
+            self._want()
+
+    def _handle(self, held: Held, view: SessionView, handle: Handle) -> None:
+        session = Session(self._client.core, held, view)
+        self._bound(session)
+        begun_s = time.monotonic()
+        verdict: Verdict | None = None
+        error: BaseException | None = None
+        try:
+            with session:
+                verdict = self._wrapped(handle)(session)
+                give(session, verdict)
+        except LeaseLost as loss:
+            error = loss
+        except Exception as failure:  # noqa: BLE001 - of any handler
+            error = failure
+        with self._lock:
+            is_too_much = self._note(session, time.monotonic() - begun_s, verdict, error)
+        if is_too_much:
+            self.stop()
+
+    def _wrapped(self, handle: Handle) -> Handle:
+        for middleware in reversed(self._middleware):
+            handle = _around(middleware, handle)
+        return handle
+
+
+def _around(middleware: Middleware, handle: Handle) -> Handle:
+    def call(session: Session) -> Verdict | None:
+        return middleware(session, handle)
+
+    return call
+
+
+def give(session: Session, verdict: Verdict | None) -> None:
+    """Give a session the verdict that a handler has answered."""
+    if not needs_verdict(session, verdict):
+        return
+    match verdict:
+        case Remove():
+            session.remove()
+        case Store(after, reason, cause):
+            session.store(after, reason=reason, cause=cause)
+        case Park(reason):
+            session.park(reason)
+        case other:
+            raise TypeError(f"a handler answers a verdict, and not {type(other).__name__}")
