@@ -83,7 +83,13 @@ class Listener:
     ) -> None:
         """Begin to serve, or take note that there is nobody: a task may end before it has begun."""
         self._handshakes.discard(task)
-        secured = None if task.cancelled() else task.result()
+        secured = None
+        if not task.cancelled():
+            error = task.exception()
+            if error is None:
+                secured = task.result()
+            else:
+                _log.error("a handshake has failed by a defect", exc_info=error)
         if secured is None:
             self._server.release(host)
             transport.abort()

@@ -197,3 +197,17 @@ async def test_whose_handshake_has_not_begun_when_it_stops_to_listen_is_let_go(
     assert transport.is_aborted
     assert http.connections == 0
     await listener.close()
+
+
+async def test_a_handshake_that_fails_by_a_defect_leaves_no_count(
+    running: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    http = Http(running.front)
+    listener = http.listener(ssl.create_default_context(ssl.Purpose.CLIENT_AUTH))
+    await listener.start("127.0.0.1", 0)
+    transport = Transport()
+    listener.protocol().connection_made(transport)  # no loop can secure such a one
+    await until(lambda: not http.connections)
+    assert transport.is_aborted
+    assert "a handshake has failed by a defect" in caplog.text
+    await listener.close()
