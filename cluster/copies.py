@@ -88,7 +88,12 @@ async def _answer_of(
             discard(answer)
 
     ask(answered)
-    answer = await future
+    try:
+        answer = await future
+    except asyncio.CancelledError:
+        if future.done() and not future.cancelled():
+            answered(future.result())  # it came in the same moment
+        raise
     if isinstance(answer, StorageError):
         raise answer
     return answer

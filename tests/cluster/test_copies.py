@@ -2,13 +2,15 @@
 
 import asyncio
 import os
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from cluster import ClusterError, Node, OperationError
 from cluster.checkpoints import Checkpoints
-from cluster.copies import CopyInUseError, CopyLateError, StateCopy
+from cluster.copies import CopyInUseError, CopyLateError, StateCopy, copied
 from cluster.storage.errors import DiskError, StorageError
 from cluster.storage.state_file import StateFile, receive
 from state import StateMachine
@@ -165,3 +167,25 @@ async def test_before_the_start_there_is_none(tmp_path: Path) -> None:
     with pytest.raises(ClusterError):
         async with Node(alone(tmp_path)).copy_state():
             pass
+
+
+async def test_a_copy_that_comes_in_the_moment_of_leaving_is_released() -> None:
+    released: list[int] = []
+    copy = SimpleNamespace(index=1, term=1, size_bytes=1, release=lambda: released.append(1))
+    replica = SimpleNamespace(
+        machine=SimpleNamespace(applied_index=0), checkpoints=SimpleNamespace(index=0)
+    )
+    asked: list[Callable[[object], None]] = []
+    store = SimpleNamespace(copy=asked.append)
+
+    async def ask() -> None:
+        async with copied(replica, store, timeout_s=1, piece_bytes=1):  # type: ignore[arg-type]
+            raise AssertionError("it was cancelled before")
+
+    asking = asyncio.ensure_future(ask())
+    await until(lambda: bool(asked))
+    asked[0](copy)
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    assert asking.cancelled()
+    assert released == [1]
