@@ -10,9 +10,55 @@
 `ritornello.sync` has the same for programs without an event loop.
 """
 
-from ritornello.client import Client
-from ritornello.session import Session
-from ritornello.verdicts import Park, Remove, Store
-from ritornello.worker import Worker
+from ritornello.client import Client, Txn
+from ritornello.errors import Outcome, RitornelloError
+from ritornello.handlers import Handled, TooManyFailures, WorkerOptions
+from ritornello.held import NoVerdictWarning
+from ritornello.limits import Options
+from ritornello.models import (
+    Cause,
+    ClusterView,
+    Created,
+    Event,
+    Member,
+    Policy,
+    PolicyChanges,
+    SessionView,
+    Stored,
+    ThemeView,
+    Transferred,
+)
+from ritornello.session import Opening, Session
+from ritornello.verdicts import Park, Remove, Store, Verdict
+from ritornello.worker import Handler, Worker
 
-__all__ = ["Client", "Park", "Remove", "Session", "Store", "Worker"]
+__all__ = [
+    "Cause",
+    "Client",
+    "ClusterView",
+    "Created",
+    "Event",
+    "Handled",
+    "Handler",
+    "Member",
+    "NoVerdictWarning",
+    "Opening",
+    "Options",
+    "Outcome",
+    "Park",
+    "Policy",
+    "PolicyChanges",
+    "Remove",
+    "RitornelloError",
+    "Session",
+    "SessionView",
+    "Store",
+    "Stored",
+    "ThemeView",
+    "TooManyFailures",
+    "Transferred",
+    "Txn",
+    "Verdict",
+    "Worker",
+    "WorkerOptions",
+]

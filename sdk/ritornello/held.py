@@ -85,14 +85,14 @@ class HeldSession:
 
         Counted from when the last sign of life was sent that was answered. 0 when it is over.
         """
-        if self._held.is_over:
+        if self._held.is_gone:
             return 0.0
         return max(self._held.expires_s - self._core.now_s(), 0.0)
 
     @property
     def is_held(self) -> bool:
         """Whether it is still yours: no verdict has been given, and the lease was not lost."""
-        return not (self._has_verdict or self._held.is_over)
+        return not (self._has_verdict or self._held.is_gone)
 
     @property
     def is_lost(self) -> bool:

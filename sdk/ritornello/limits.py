@@ -11,9 +11,8 @@ CONNECT_S = 5.0  # to a node, until it has said hello
 CLOSE_S = 5.0  # for what is asked to be answered when the client is closed
 PING_S = 4.0  # a connection that is silent for so long is asked for a sign of life ...
 SILENCE_S = 8.0  # ... and is given up if it is silent for so long
-HEARTBEAT_MIN_S = 0.5
+HEARTBEAT_MIN_S = 0.1
 HEARTBEATS_PER_LEASE = 5
-HEARTBEAT_IDLE_S = 15.0  # while nothing is held
 UNHEARD_PER_LEASE = 0.5  # a node that renews no lease for so much of it is left for another
 
 BACKOFF_MIN_S = 0.05

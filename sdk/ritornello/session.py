@@ -123,7 +123,7 @@ class Session(HeldSession):
             return  # somebody else has cancelled the task as well
         if self._has_verdict:
             return
-        if self._held.is_over:
+        if self._held.is_gone:
             if error is None or (self._was_cancelled and isinstance(error, asyncio.CancelledError)):
                 raise self._held.over() from None
             return

@@ -41,6 +41,8 @@ FOREVER = float("inf")
 
 _HEAD_BYTES = 5  # of a list of requests, at most
 _LEASE_S = 30.0  # of a session whose lease an older server has not told
+_CLAIMS = frozenset({"resume", "touch"})
+_RESUMED = "resumed"  # why a session is lost: somebody has resumed it elsewhere
 _WAIT_END_S = 0.2  # an acquire whose wait ends so soon is not asked again
 
 OnSession = Callable[[Held, SessionView], None]
@@ -179,7 +181,7 @@ class Conversation:
         fields = {"op": "store", "id": held.id, "epoch": held.epoch, "cause": "failed"}
         fields["reason"] = reason
         self.ask(Request(fields, FOREVER, nobody, held=(held,), is_verdict=True))
-        held.loss = held.lost("overdue", reason)
+        held.loss = held.lost("overdue", reason)  # what is asked from here on is told so
         if held.on_lost is not None:
             held.on_lost(held.loss)
 
@@ -228,6 +230,8 @@ class Conversation:
         for request in sent:
             request.is_sent = False
             request.doubts += 1
+            if request.op in _CLAIMS:
+                self._note_claims(request)
             if request.held or request.is_over:
                 continue
             if request.way is Way.AGAIN and self._options.retries:
@@ -240,6 +244,14 @@ class Conversation:
         for request in self._ready:
             request.is_queued = not request.held  # those are queued when they are resumed
         self._ready = deque((*again, *waiting))
+
+    def _note_claims(self, request: Request) -> None:
+        """Take note that a request to make sessions ours may yet be done, over no connection."""
+        named = request.fields.get("sessions") or [request.fields]
+        for one in named:
+            held = self.held.get(one["id"])
+            if held is not None and held.epoch == one["epoch"]:
+                held.claims += 1
 
     def unreachable(self, error: RitornelloError) -> None:
         """Take note that a node cannot be reached. What is refused for good is told at once."""
@@ -267,8 +279,7 @@ class Conversation:
                 self._failed(request, request_error(message.error))
             else:
                 self._succeeded(request, message)
-        if self._ready or self._urgent:
-            self._wake()
+        self._wake()  # there may be more to send, and other times to wake at
 
     def take(self) -> bytes | None:
         """The next frame to be sent, if there is anything."""
@@ -359,6 +370,8 @@ class Conversation:
             if not request.doubts:
                 request.expected = request.held[0].revision
             fields["if_revision"] = request.expected
+        elif request.held and not request.doubts and request.op == "txn":
+            _show_revisions(request)
         fields["seq"] = request.seq = next(self._seqs)
         return frames.encode(fields)
 
@@ -477,7 +490,9 @@ class Conversation:
             case "take" if message.session is not None:
                 request.given.append((self._hold_view(message.session), message.session))
             case "new" if message.epoch:
-                request.given.append((self._hold(message, since_s), None))
+                held = self._hold(message, since_s)
+                held.claims += request.doubts
+                request.given.append((held, None))
             case "resume":
                 request.results = frames.results_of(message.sessions)
                 for one in request.results:
@@ -513,6 +528,9 @@ class Conversation:
         if old is not None:
             if old.epoch == held.epoch:
                 return old
+            if old.epoch > held.epoch:  # answers may overtake each other
+                self._turns.lose(held, held.lost("stale", "it was taken away before this was told"))
+                return held
             self._turns.lose(old, old.lost("stale", "it was taken away, and handed out again"))
         self.held[held.id] = held
         self._leases.holds(held)
@@ -608,10 +626,28 @@ class Conversation:
         held = self.held.get(message.id)
         if held is None or held.epoch != message.epoch:
             return
+        if message.cause == _RESUMED and held.claims:
+            held.claims -= 1
+            held.is_resumed = False
+            self._resume([held])
+            return
         verdict = held.current
         if verdict is None or not verdict.is_verdict or not verdict.doubts:
             detail = f"the session was taken away ({message.cause})"
             self._turns.lose(held, held.lost(message.cause, detail))
+
+
+def _show_revisions(request: Request) -> None:
+    """Have a transaction be done to its sessions as they are now, and not as they are later.
+
+    What its own operations change is not counted, so the first one on each session shows it.
+    """
+    revisions = {one.id: one.revision for one in request.held}
+    for operation in request.fields["operations"]:
+        if operation["op"] != "touch":
+            revision = revisions.pop(operation.get("id"), None)
+            if revision is not None:
+                operation["if_revision"] = revision
 
 
 def _refused(code: str, detail: str, *, retryable: bool = False) -> RequestError:

@@ -49,7 +49,10 @@ class Leases:
 
     def holds(self, held: Held) -> None:
         """Take note of a new session."""
-        self._next_s = min(self._next_s, self._now() + _period_s(held.lease_s))
+        now_s = self._now()
+        # The first sign of life asks for the clock, too.
+        next_s = now_s if self._clock is None else now_s + _period_s(held.lease_s)
+        self._next_s = min(self._next_s, next_s)
 
     def ends_s(self, lease_s: float, deadline_ms: int | None) -> float:
         """When a lease ends, at the earliest, of a session that was handed out."""
@@ -63,7 +66,7 @@ class Leases:
 
     def beat(self) -> float:
         """Give a sign of life, if it is time. Answers when it will be."""
-        if not self._is_on:
+        if not (self._is_on and self._held):
             return FOREVER
         now_s = self._now()
         if self._beating is None and now_s >= self._next_s:
@@ -93,7 +96,7 @@ class Leases:
         self._unheard_since_s = None
         if found.now_ms is not None:
             self._clock = sent_s, found.now_ms
-        period_s = limits.HEARTBEAT_IDLE_S
+        period_s = FOREVER
         for held in self._held.values():
             period_s = min(period_s, _period_s(held.lease_s))
             if held.is_resumed and held.since_s <= sent_s:

@@ -119,11 +119,15 @@ class Link:
             return
         now_s = time.monotonic()
         next_s = min(self.conversation.tick(), now_s + _TICK_S)
-        if self._timer is None or self._timer_s <= now_s or next_s < self._timer_s:
+        if self._timer is None or next_s < self._timer_s:
             if self._timer is not None:
                 self._timer.cancel()
             self._timer_s = next_s
-            self._timer = self._loop.call_later(max(next_s - now_s, 0.0), self._tick)
+            self._timer = self._loop.call_later(max(next_s - now_s, 0.0), self._timed)
+
+    def _timed(self) -> None:
+        self._timer = None  # which may come a little early
+        self._tick()
 
     # Connecting
 

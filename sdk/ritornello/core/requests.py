@@ -150,6 +150,7 @@ class Held:
     __slots__ = (
         "begun_s",
         "bounds",
+        "claims",
         "current",
         "epoch",
         "expires_s",
@@ -157,6 +158,7 @@ class Held:
         "has_verdict",
         "home",
         "id",
+        "is_doubtful",
         "is_over",
         "is_resumed",
         "lease_s",
@@ -182,6 +184,12 @@ class Held:
         self.waiting: deque[Request] = deque()  # after that
         self.has_verdict = False  # among those
         self.failures = 0  # of its requests, for good: see `Request.seen_failures`
+        # So many requests to make it ours were sent over connections that are gone, and may yet be
+        # done: then it seems to be somebody else's, who resumed it.
+        self.claims = 0
+        # A transaction was given up that may yet be done: so another revision than is expected says
+        # nothing of the request that found it. Until a change was done for certain.
+        self.is_doubtful = False
         self.is_resumed = True  # over the connection that there is
         self.is_over = False
         self.loss: LeaseLost | None = None  # why, if not by a verdict
@@ -199,6 +207,11 @@ class Held:
     def bound(self, bounds: "Bounds") -> None:
         """Have it taken from whoever works on it when that takes too long."""
         self.home.bound(self, bounds)
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether nothing more may be asked of it: it is over, or is being taken away."""
+        return self.is_over or self.loss is not None
 
     def lasts_until(self, expires_s: float) -> None:
         """Take note of a sign of life that the cluster has answered."""

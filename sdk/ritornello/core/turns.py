@@ -27,6 +27,7 @@ from ritornello.errors import (
     Skipped,
     TxnAborted,
     WrongPhase,
+    request_error,
 )
 
 VERDICTS = frozenset({"remove", "store", "park"})
@@ -69,7 +70,7 @@ class Turns:
     def ask(self, request: Request) -> RitornelloError | None:
         """Let a request wait for its turn; the error if it never comes."""
         for held in request.held:
-            if held.is_over or held.has_verdict:
+            if held.is_gone or held.has_verdict:
                 return held.over()
         if len(request.held) == 1 and request.seen_failures < request.held[0].failures:
             return _skipped()
@@ -117,8 +118,8 @@ class Turns:
         if request is None:
             held.revision = revision
             self.go_on(held)
-        elif _was_done(request, revision):
-            self._done(request, held, Message(revision=revision))
+        elif _seems_done(request, revision):
+            self._seems_done(request, held, revision)
         elif all(one.is_resumed for one in request.held):
             held.revision = revision
             self._host.queue(request)
@@ -163,6 +164,9 @@ class Turns:
         held.loss = loss
         theirs = [*held.waiting] if held.current is None else [held.current, *held.waiting]
         for request in theirs:
+            if request.may_be_done:
+                for one in request.held:
+                    one.is_doubtful = True
             self._host.tell(request, held.over(request.outcome))
             self._free(request)
         if held.on_lost is not None:
@@ -193,12 +197,23 @@ class Turns:
     def _done(self, request: Request, held: Held, message: Message) -> None:
         if not held.is_over:
             held.revision = message.revision
+            held.is_doubtful &= not request.changes
             if request.sent_s:
                 held.lasts_until(request.sent_s + held.lease_s)
             if request.is_verdict:
                 self._end(held)
         self._host.tell(request, message)
         self._free(request)
+
+    def _seems_done(self, request: Request, held: Held, revision: int) -> None:
+        held.revision = revision
+        if not held.is_doubtful:
+            self._done(request, held, Message(revision=revision))
+            return
+        detail = "the session has changed, and whether by this request is not known"
+        unknown = Outcome.UNKNOWN.value
+        fields = {"code": "internal", "outcome": unknown, "retryable": False, "detail": detail}
+        self._fail(request, request_error(fields))
 
     def _txn_done(self, request: Request, message: Message) -> None:
         results = frames.results_of(message.results)
@@ -216,6 +231,7 @@ class Turns:
 
     def _part_done(self, request: Request, held: Held, op: str, result: Result) -> None:
         held.revision = result.revision
+        held.is_doubtful = False
         held.lasts_until(request.sent_s + held.lease_s)
         if op in VERDICTS:
             self._end(held)
@@ -225,8 +241,8 @@ class Turns:
         current = error.current
         if current is None or request.expected is None:
             raise ProtocolError("a revision_mismatch tells the revision that there is")
-        if _was_done(request, current):
-            self._done(request, held, Message(revision=current))
+        if _seems_done(request, current):
+            self._seems_done(request, held, current)
             return
         request.mismatches += 1
         if request.mismatches > limits.MISMATCHES_MAX:
@@ -240,6 +256,15 @@ class Turns:
             self._host.try_later(request, error)
             return
         cause = error.cause if isinstance(error, TxnAborted) else error
+        if isinstance(cause, RevisionMismatch) and request.mismatches < limits.MISMATCHES_MAX:
+            # It can be done to no session as it was shown, however late.
+            request.mismatches += 1
+            request.doubts = 0
+            for held in request.held:
+                if held.id == cause.fields.get("id") and cause.current is not None:
+                    held.revision = cause.current
+            self._host.queue(request)
+            return
         for held in request.held:
             if isinstance(cause, LeaseLost) and cause.session_id == held.id:
                 self.lose(held, held.lost("unknown", cause.detail))
@@ -249,6 +274,9 @@ class Turns:
         """It is refused for good. What was said behind it is skipped, at all its sessions."""
         skipped = self._behind(request)
         _count_failure(request)
+        if error.outcome is Outcome.UNKNOWN:
+            for held in request.held:
+                held.is_doubtful = True
         self._host.tell(request, error)
         for one in skipped:
             _count_failure(one)
@@ -303,7 +331,7 @@ class Turns:
         self._host.ended(held)
 
 
-def _was_done(request: Request, revision: int) -> bool:
+def _seems_done(request: Request, revision: int) -> bool:
     """Whether a change was done before, seeing what revision there is now."""
     return (
         request.doubts > 0

@@ -97,7 +97,7 @@ class Session(HeldSession):
     ) -> None:
         if self._has_verdict:
             return
-        if self._held.is_over:
+        if self._held.is_gone:
             if error is None:
                 raise self._held.over()
             return

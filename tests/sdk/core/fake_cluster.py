@@ -195,7 +195,7 @@ class FakeCluster:
             if was != asked:
                 raise Refused("idempotency_mismatch")
             if result.get("epoch") and self.sessions[result["id"]].epoch == result["epoch"]:
-                self.sessions[result["id"]].holder = connection.number
+                self._claim(self.sessions[result["id"]], connection)
             return result
         result = self._apply(connection, fields)
         self._receipts[key] = asked, result
@@ -218,7 +218,15 @@ class FakeCluster:
             case "txn":
                 return self._txn(connection, fields)
             case _:
-                return self._change(fields)
+                return self._change(connection, fields)
+
+    def _claim(self, session: FakeSession, connection: Connection) -> None:
+        """Make a session a connection's; the one that had it is told."""
+        current = self.current
+        if current is not None and session.holder == current.number != connection.number:
+            push = {"push": "lease_lost", "id": session.id, "epoch": session.epoch}
+            current.answers.append({**push, "cause": "resumed"})
+        session.holder = connection.number
 
     def _new(self, connection: Connection, fields: Fields) -> Fields:
         self._numbers += 1
@@ -256,7 +264,7 @@ class FakeCluster:
             session = self._held(fields)
         except Refused as error:
             return {"id": fields["id"], "error": error.fields}
-        session.holder = connection.number
+        self._claim(session, connection)
         return {
             "id": session.id,
             "epoch": session.epoch,
@@ -264,7 +272,7 @@ class FakeCluster:
             "lease_ms": LEASE_MS,
         }
 
-    def _txn(self, _connection: Connection, fields: Fields) -> Fields:
+    def _txn(self, connection: Connection, fields: Fields) -> Fields:
         for position, one in enumerate(fields["operations"]):
             try:
                 self._check(one)
@@ -272,7 +280,7 @@ class FakeCluster:
                 aborted = Refused("txn_aborted")
                 aborted.fields |= {"position": position, "cause": error.fields}
                 raise aborted from error
-        return {"results": [self._change(one) for one in fields["operations"]]}
+        return {"results": [self._change(connection, one) for one in fields["operations"]]}
 
     def _session(self, fields: Fields) -> FakeSession:
         session = self.sessions.get(fields["id"])
@@ -300,7 +308,7 @@ class FakeCluster:
             raise Refused("limit_exceeded")
         return session
 
-    def _change(self, fields: Fields) -> Fields:
+    def _change(self, connection: Connection, fields: Fields) -> Fields:
         session = self._check(fields)
         match fields["op"]:
             case "append":
@@ -317,7 +325,7 @@ class FakeCluster:
                 session.is_parked = True
                 self._end(session, "parked")
             case "touch":
-                pass
+                self._claim(session, connection)
             case other:
                 raise AssertionError(other)
         if fields["op"] in {"append", "replace"}:

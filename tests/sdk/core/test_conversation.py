@@ -183,7 +183,8 @@ class History:
         self.cluster.trouble = 0.0
         for _ in range(4000):
             self.step(faults=False)
-            if self.now_s > 1200 and all(one.answers or one.is_cancelled for one in self.asked):
+            is_told = all(one.answers or one.is_cancelled for one in self.asked)
+            if self.now_s > 1200 and is_told and self.talk.is_resumed:
                 break
 
     # What must hold
