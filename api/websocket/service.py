@@ -218,6 +218,8 @@ class Service:
             then()
             return
         active = [one for one in sessions if self._gateway.epoch(one[0]) == one[1]]
+        if self._consumer.is_gone:
+            active = []  # it may have it over another connection by now
         left = len(active)
         if not left:
             then()

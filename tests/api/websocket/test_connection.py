@@ -621,3 +621,31 @@ class Raw:
             opcode, payload = await self._frame()
             if opcode == 8:
                 return int.from_bytes(payload[:2], "big"), payload[2:].decode()
+
+
+async def test_what_is_answered_late_is_not_taken_from_who_came_back_for_it(
+    node: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway = node.front.gateway
+    submit = gateway.submit
+    held: list[tuple[Any, ...]] = []
+
+    def hold(encoded: bytes, callback: Any, **given: Any) -> None:
+        held.append((encoded, callback, given))
+
+    request = {"theme": THEME, "idempotency_key": "k"}
+    async with connect(node) as ws:
+        monkeypatch.setattr(gateway, "submit", hold)
+        await ws.send(ws.request("new", **request))
+        await until(lambda: held)
+        monkeypatch.setattr(gateway, "submit", submit)
+        await ws.socket.close(code=4000)
+    await until(lambda: not node.front.connections)
+    async with connect(node) as ws:
+        created = await ws.ask("new", **request)
+        ((encoded, callback, given),) = held
+        submit(encoded, callback, **given)
+        assert (await ws.ask("heartbeat"))["held"] == 1
+        await asyncio.sleep(0.1)
+        assert (await ws.ask("heartbeat"))["held"] == 1
+        assert (await ws.ask("append", id=created["id"], epoch=1, text="x"))["revision"] == 2
