@@ -121,10 +121,14 @@ class Protocol(web.RequestHandler):
             self.force_close()
 
     def connection_lost(self, exc: BaseException | None) -> None:
+        self.let_go()
+        super().connection_lost(exc)
+
+    def let_go(self) -> None:
+        """Count it no more."""
         if self._host is not None:
             self._server.release(self._host)
             self._host = None
-        super().connection_lost(exc)
 
     def log_exception(self, *args: Any, **kw: Any) -> None:  # noqa: ANN401 - as aiohttp has it
         """Log a defect, and not what a stranger has sent or left unsent."""

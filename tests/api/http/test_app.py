@@ -1,13 +1,16 @@
 """What is around every request: its answer on the wire, and who counts and traces it."""
 
 import asyncio
+import socket
 import ssl
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import trustme
 from aiohttp import ClientSession, web
 
 from api.http.app import Http
@@ -173,29 +176,18 @@ async def test_a_result_in_the_moment_of_leaving_is_not_lost() -> None:
         assert not abandoned
 
 
-class Transport(asyncio.Transport):
-    """One that only remembers how it ended."""
-
-    is_aborted = False
-
-    def pause_reading(self) -> None: ...
-
-    def abort(self) -> None:
-        self.is_aborted = True
-
-
 async def test_whose_handshake_has_not_begun_when_it_stops_to_listen_is_let_go(
     running: Running,
 ) -> None:
     http = Http(running.front)
     listener = http.listener(ssl.create_default_context(ssl.Purpose.CLIENT_AUTH))
     await listener.start("127.0.0.1", 0)
-    transport = Transport()
-    listener.protocol().connection_made(transport)
-    assert http.connections == 1
+    reader, writer = await asyncio.open_connection(*listener.addresses[0])
+    await until(lambda: http.connections)
     await listener.stop()
-    assert transport.is_aborted
     assert http.connections == 0
+    assert await reader.read() == b""
+    writer.close()
     await listener.close()
 
 
@@ -203,11 +195,34 @@ async def test_a_handshake_that_fails_by_a_defect_leaves_no_count(
     running: Running, caplog: pytest.LogCaptureFixture
 ) -> None:
     http = Http(running.front)
-    listener = http.listener(ssl.create_default_context(ssl.Purpose.CLIENT_AUTH))
+    listener = http.listener("no context at all")  # type: ignore[arg-type] # that is the defect
     await listener.start("127.0.0.1", 0)
-    transport = Transport()
-    listener.protocol().connection_made(transport)  # no loop can secure such a one
-    await until(lambda: not http.connections)
-    assert transport.is_aborted
+    reader, writer = await asyncio.open_connection(*listener.addresses[0])
+    assert await reader.read() == b""
+    assert http.connections == 0
     assert "a handshake has failed by a defect" in caplog.text
+    writer.close()
     await listener.close()
+
+
+@pytest.mark.parametrize("busy_s", [0.0, 0.01])
+async def test_a_client_that_says_hello_at_once_is_heard(tmp_path: Path, busy_s: float) -> None:
+    """Whether its first bytes are there before the loop looks again, or after that."""
+    shaken: list[bytes] = []
+
+    def ask(running: Running) -> None:
+        assert running.client_ssl is not None
+        for _ in range(20):
+            with socket.create_connection(("127.0.0.1", running.port), timeout=5) as plain:
+                plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                with running.client_ssl.wrap_socket(plain, server_hostname="localhost") as secured:
+                    secured.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                    shaken.append(secured.recv(12))
+
+    async with server(tmp_path, authority=trustme.CA()) as running:
+        asking = asyncio.ensure_future(asyncio.to_thread(ask, running))
+        while not asking.done():
+            await asyncio.sleep(0.001)
+            time.sleep(busy_s)  # noqa: ASYNC251 - the loop is busy with something else
+        await asking
+    assert shaken == [b"HTTP/1.1 200"] * 20
