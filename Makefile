@@ -30,6 +30,9 @@ venv: $(STAMP) ## Make the virtual environment and install everything into it
 
 # CHAOS=1 kills and pauses nodes now and then.
 CHAOS ?=
+ifneq ($(filter-out 0 1 no yes false true,$(CHAOS)),)
+$(error CHAOS is '$(CHAOS)'; it is 1, or 0)
+endif
 .PHONY: run
 run: $(STAMP) ## Start three nodes, deliver webhooks with them, serve until Ctrl-C
 	@$(BIN)/python -m examples.webhooks $(if $(filter 1 yes true,$(CHAOS)),--chaos)

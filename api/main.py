@@ -87,6 +87,8 @@ def _run(settings: ServerSettings) -> int:
         from api.server import serve as run  # noqa: PLC0415 - no other command needs it
 
         return run(settings)
+    except KeyboardInterrupt:  # before there was anything to leave in order
+        return ExitStatus.STOPPED
     except Exception:  # noqa: BLE001 - of whatever it was the log has the details
         _log.critical("the server has failed", exc_info=True)
         return ExitStatus.UNEXPECTED

@@ -19,10 +19,13 @@ import random
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from time import monotonic
 from typing import ClassVar, NamedTuple, Protocol
 
 from api.budget import ErrorBudget
 from api.gateway import Gateway, ended
+from cluster.failures import TimedOut
 from cluster.queues import Callback
 from state import Applied, Cause, Failure, Outcome, Result, encode
 from state.errors import LimitExceeded
@@ -255,9 +258,11 @@ class _Together:
     __slots__ = (
         "_callback",
         "_encoded",
+        "_end_s",
         "_ending",
         "_missing",
         "_operators",
+        "_timeout_ms",
         "_weight",
         "at",
         "is_over",
@@ -271,8 +276,13 @@ class _Together:
         encoded: bytes,
         callback: Callback,
         weight: int,
+        timeout_ms: int | None,
     ) -> None:
         self._operators = operators
+        self._timeout_ms = timeout_ms
+        self._end_s = 0.0  # with a time-out: when that is over
+        if timeout_ms is not None:
+            self._end_s = operators.time() + timeout_ms / 1000
         self.at = dict.fromkeys(at)  # in whose queues it is
         self._ending = ending  # of them, those for which it is a verdict
         self._missing = len(self.at)  # whose turn it is not yet
@@ -289,8 +299,24 @@ class _Together:
     def arrive(self) -> None:
         """Take note that it is its turn at one of them."""
         self._missing -= 1
-        if not self._missing:
-            self._operators.gateway.submit(self._encoded, self._answered, weight=self._weight)
+        if self._missing:
+            return
+        timeout_ms = self._timeout_ms
+        if timeout_ms is not None:
+            timeout_ms = max(round((self._end_s - self._operators.time()) * 1000), 1)
+        submit = self._operators.gateway.submit
+        submit(self._encoded, self._answered, weight=self._weight, timeout_ms=timeout_ms)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether its turn has not come yet."""
+        return self._missing > 0 and not self.is_over
+
+    def late(self) -> None:
+        """Give it up, if its turn has not come in its time."""
+        if self.is_waiting and self._timeout_ms is not None:
+            self.tell(TimedOut(was_sent=False, waited_ms=self._timeout_ms))
+            self._operators.skip([self.step])
 
     def left(self, operator: Operator) -> None:
         """Take note that it is in an operator's queue no more."""
@@ -330,9 +356,11 @@ class Operators:
         *,
         budget: ErrorBudget,
         jitter: random.Random | None = None,
+        time: Callable[[], float] = monotonic,
     ) -> None:
         self.gateway = gateway
-        self._call_later = call_later
+        self.time = time
+        self.call_later = call_later
         self.budget = budget
         self._jitter = jitter or random.Random()  # noqa: S311 - spreads, and keeps no secret
         self._by_session: dict[int, Operator] = {}
@@ -397,10 +425,12 @@ class Operators:
         callback: Callback,
         *,
         weight: int,
+        timeout_ms: int | None = None,
     ) -> None:
         """Have a transaction done; `shown` is what its operations show.
 
-        It has its place in the order of each session's operations.
+        It has its place in the order of each session's operations. If that does not come in time it
+        is not done, nor is what was said behind it.
         """
         operators: dict[Operator, None] = {}
         ending: set[Operator] = set()
@@ -411,11 +441,21 @@ class Operators:
                 if is_verdict:
                     ending.add(operator)
         if not operators:
-            self.gateway.submit(encoded, callback, weight=weight)
+            counted = partial(self._counted, callback)
+            self.gateway.submit(encoded, counted, weight=weight, timeout_ms=timeout_ms)
             return
-        together = _Together(self, operators, ending, encoded, callback, weight)
+        together = _Together(self, operators, ending, encoded, callback, weight, timeout_ms)
         for operator in operators:
             operator.ask(together.step)
+        if timeout_ms is not None and together.is_waiting:
+            self.call_later(timeout_ms / 1000, together.late)
+
+    def _counted(self, callback: Callback, result: Result) -> None:
+        if isinstance(result, Failure):
+            self.budget.spend(result)
+        else:
+            self.budget.earn()
+        callback(result)
 
     def skip(self, steps: Iterable[Step]) -> None:
         """Do not do what was said in the belief that something else would succeed.
@@ -499,7 +539,7 @@ class Operators:
         # What is on its way is applied first in any case: operations of a node keep their order.
         busy = [one for one in busy if one.depth > 1 and not one.has_ended]
         if busy and looks:
-            self._call_later(_LOOK_S, self._release_after, busy, looks - 1, release)
+            self.call_later(_LOOK_S, self._release_after, busy, looks - 1, release)
         else:
             self._release(0, release)
 
@@ -526,7 +566,7 @@ class Operators:
         """Call later: at a random time, within twice as long each time."""
         self.retried += 1
         bound_s = min(BACKOFF_MIN_S * 2 ** min(attempt, 10), BACKOFF_MAX_S)
-        self._call_later(self._jitter.uniform(0, bound_s), then, attempt, *arguments)
+        self.call_later(self._jitter.uniform(0, bound_s), then, attempt, *arguments)
 
     # What the node tells
 

@@ -39,6 +39,8 @@ from cluster.storage.errors import StorageError
 _log = logging.getLogger(__name__)
 
 _POLL_S = 0.02
+# Signals that are nearer together are one: a parent that dies with several threads sends several.
+_AGAIN_S = 0.5
 _CANNOT_START = {
     ExitStatus.IN_USE: "the data directory is not free",
     ExitStatus.SETTINGS: "the data directory cannot be used",
@@ -78,6 +80,7 @@ class Server:
         self.settings = settings
         self.gateway = Gateway(settings.node)
         self._leaving: asyncio.Future[ExitStatus] = asyncio.get_running_loop().create_future()
+        self._leaving_s = 0.0  # since when
         self._is_hurried = asyncio.Event()
         self._http: Http | None = None
         self._listener: Listener | None = None
@@ -121,6 +124,8 @@ class Server:
             self._watch = FileWatch(*watched)
             await self._watch.start()
         await self.gateway.start()
+        if self._leaving.done():
+            return  # it was told to leave in the meantime, and has nobody to serve
         budget = ErrorBudget(
             failures=operation.error_budget_failures,
             window_s=operation.error_budget_ms / 1000,
@@ -166,7 +171,8 @@ class Server:
         if not self._leaving.done():
             _log.info("%s leaves: %s", self.settings.node.node_id, why)
             self._leaving.set_result(status)
-        else:
+            self._leaving_s = time.monotonic()
+        elif time.monotonic() - self._leaving_s > _AGAIN_S:
             self._is_hurried.set()
 
     async def run(self) -> ExitStatus:
@@ -174,7 +180,8 @@ class Server:
         failing = asyncio.ensure_future(self._leave_when_it_fails())
         status = await self._leaving
         try:
-            await self._drain(is_able=status is not ExitStatus.NODE_FAILED)
+            if self._front is not None:
+                await self._drain(is_able=status is not ExitStatus.NODE_FAILED)
         finally:
             await self._close()
         if failing.done() and status is ExitStatus.STOPPED:

@@ -310,21 +310,21 @@ class Call:
 
         See `Operators.transact`.
         """
-        transact = self.front.operators.transact
-        return await self._in_time(
-            lambda callback: transact(shown, encoded, callback, weight=weight), abandoned
+        transact = partial(
+            self.front.operators.transact,
+            shown,
+            encoded,
+            weight=weight,
+            timeout_ms=self.timeout_ms,
         )
+        return _checked(await self.wait_for(transact, abandoned))
 
-    async def _in_time(
-        self,
-        begin: Callable[[Callable[[Result], None]], object],
-        abandoned: Callable[[Result], object] | None = None,
-    ) -> Any:  # noqa: ANN401 - a result
+    async def _in_time(self, begin: Callable[[Callable[[Result], None]], object]) -> Any:  # noqa: ANN401 - a result
         """Wait for the result of what may have to wait for its turn. Raises `Refusal`."""
         timeout_ms = self.timeout_ms
         try:
             async with asyncio.timeout(timeout_ms / 1000):
-                return _checked(await self.wait_for(begin, abandoned))
+                return _checked(await self.wait_for(begin))
         except TimeoutError as error:
             detail = f"no answer within {timeout_ms} ms; it may still be done"
             raise refusal(504, "timed_out", detail, retryable=True, outcome="unknown") from error

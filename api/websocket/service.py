@@ -424,7 +424,7 @@ class Service:
         if operator is not None:
             operator.ask(Step(encoded, done, is_verdict=False, is_ending=True))
         else:
-            self._gateway.submit(encoded, partial(self._noted, done), is_ending=True)
+            self._gateway.submit(encoded, partial(self._counted, done), is_ending=True)
 
     def _name_to_claim(self, request: ask.Request) -> bytes | None:
         """Under what name sessions are touched; none if they are claimed afterwards, or not."""
@@ -453,13 +453,15 @@ class Service:
 
         def go_on() -> None:
             done = partial(self._transacted, request.seq, name, touches, self._touched(touches))
-            noted = partial(self._noted, done)
-            self._operators.transact(shown, encoded, noted, weight=len(operations))
+            self._operators.transact(shown, encoded, done, weight=len(operations))
 
         self._if_allowed(request.seq, targets, go_on)
 
-    def _noted(self, then: Callable[[Result], object], result: Result) -> None:
-        self._note(result)
+    def _counted(self, then: Callable[[Result], object], result: Result) -> None:
+        if isinstance(result, Failure):
+            self._budget.spend(result)
+        else:
+            self._budget.earn()
         then(result)
 
     def _transacted(

@@ -75,6 +75,8 @@ class Client:
                 self._is_ready.set()
                 await self._give_credit(self._credit - len(self._held))
                 await reading
+                # Not in order: what is held waits for its lease, and is resumed over the next one.
+                await socket.close(code=4000)
             finally:
                 reading.cancel()
                 await asyncio.wait({reading})

@@ -402,6 +402,33 @@ def test_a_transaction_has_its_place_in_the_order_of_each_session(at: Setting) -
     assert at.session().data == b"1234"
 
 
+def test_a_transaction_whose_turn_does_not_come_in_time_is_not_done(at: Setting) -> None:
+    first = at.append(b"1")
+    answers = Answers()
+    append = op.Append(at.id, 1, b"2")
+    encoded = encode(op.Txn((append,)))
+    shown = [(append.target, append.epoch, False)]
+    at.operators.transact(shown, encoded, answers, weight=1, timeout_ms=500)
+    behind = at.append(b"3")
+    at.cluster.loop.advance(0.6)
+    assert answers == [TimedOut(was_sent=False, waited_ms=500)]
+    assert behind == [SKIPPED]
+    at.node.commit_all()
+    assert first == [2]
+    assert at.session().data == b"1"
+
+
+def test_every_transaction_counts_for_the_error_budget_once(at: Setting) -> None:
+    for operation in (op.New(THEME), op.Append(at.id, 1, b"x")):
+        before = at.operators.budget.failures
+        transact(at, operation)
+        at.node.expire()
+        assert at.operators.budget.failures == before + 1
+    transact(at, op.New(THEME))
+    at.node.commit_all()
+    assert at.operators.budget.failures == 0
+
+
 def test_the_verdicts_of_a_transaction_end_operators_as_any(at: Setting) -> None:
     kept = at.new()
     at.operators.begin(kept, 1, at.consumer)

@@ -164,12 +164,26 @@ async def test_asked_twice_it_waits_for_nobody(tmp_path: Path) -> None:
             created = await ws.ask("new", theme=THEME)
             node.signal(signal.SIGTERM)
             await ws.push("draining")
+            await asyncio.sleep(0.6)
             node.signal(signal.SIGINT)
             assert (await ws.closed()).code == 1001
         assert await node.ended() == ExitStatus.STOPPED
         await node.start()
         await node.ready()
         assert (await session_of(node, created["id"]))["history"][0]["cause"] == "shutdown"
+
+
+async def test_signals_that_come_together_are_one(tmp_path: Path) -> None:
+    async with process(tmp_path, "--http-drain-ms", "1500") as node:
+        async with connect(node) as ws:
+            await ws.ask("new", theme=THEME)
+            begun_s = time.monotonic()
+            node.signal(signal.SIGTERM)
+            await ws.push("draining")
+            node.signal(signal.SIGTERM)
+            assert (await ws.closed()).code == 1001
+        assert time.monotonic() - begun_s > 1.4
+        assert await node.ended() == ExitStatus.STOPPED
 
 
 async def test_what_was_acknowledged_is_there_after_a_restart(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -265,6 +266,15 @@ async def test_without_a_majority_requests_are_answered_in_their_time(tmp_path: 
             ):
                 assert answer.problem == (504, "timed_out")
                 assert answer.json["retryable"]
+            operations = [{"op": "new", "theme": 7}]
+            begun_s = time.monotonic()
+            answer = await caller.post("/v1/txn", json={"operations": operations})
+            assert answer.problem == (504, "timed_out")
+            assert answer.json["outcome"] == "not_applied"
+            longer = {"Ritornello-Timeout": "4"}  # than a node waits by itself, in these tests
+            answer = await caller.post("/v1/txn", json={"operations": operations}, headers=longer)
+            assert answer.problem == (504, "timed_out")
+            assert time.monotonic() - begun_s > 4
             # Only waiting is no error: what may still be handed out is given back.
             assert (await caller.post("/v1/acquire?themes=7&wait=0.2")).status == 204
             assert (await caller.get("/v1/themes?consistency=stale")).status == 200

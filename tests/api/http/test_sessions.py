@@ -8,7 +8,7 @@ import pytest
 
 from api.operators import Step
 from tests.api.http.client import Client
-from tests.api.servers import Running
+from tests.api.servers import Running, until
 
 BYTES = {"Accept": "application/octet-stream"}
 
@@ -231,8 +231,11 @@ async def test_a_transaction_waits_for_its_turn_at_each_of_its_sessions(
         "/v1/txn", json={"operations": [append]}, headers={"Ritornello-Timeout": "0.1"}
     )
     assert late.problem == (504, "timed_out")
-    assert late.json["outcome"] == "unknown"
+    assert late.json["outcome"] == "not_applied"
+    transacting = asyncio.ensure_future(caller.post("/v1/txn", json={"operations": [append]}))
+    await until(lambda: operator.depth == 2)
     operator.done_with(stuck)
     operator.go_on()
+    assert (await transacting).status == 200
     read = await caller.get(f"/v1/sessions/{session_id}", headers=BYTES)
-    assert read.body == b"ab", "it had its turn at last"
+    assert read.body == b"ab", "one had its turn at last, and the other not"

@@ -380,7 +380,7 @@ async def test_who_is_gone_at_its_bound_is_found_when_what_it_asked_has_ended(
         for _ in range(9):
             raw.send({"op": "acquire", "themes": [8], "wait": 0.4})
         await until(lambda: len(node.front.waiters) == 4)
-        await until(lambda: not node.front.connections, 6)
+        await until(lambda: not node.front.connections)
         assert node.front.websockets.closed == {3008: 1}
         await until(lambda: not is_active(node, created["id"]))
         assert last_cause(node, created["id"])[0] == "stale"
