@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 
 from ritornello import fields as say
 from ritornello import limits
+from ritornello.core.core import Intake
 from ritornello.errors import RitornelloError
 from ritornello.held import HeldSession, NoVerdictWarning
 from ritornello.verdicts import Verdict
@@ -93,6 +94,7 @@ class WorkerBase(Generic[Handle, Around]):
         self._hooks: list[Hook] = []
         self._failures = Failures(self._options.failures_max)
         self._error: RitornelloError | None = None
+        self._intake: Intake | None = None
 
     def middleware(self, call: Around) -> Around:
         """Have something around all handlers; the first one that is added is the outermost."""
@@ -103,6 +105,11 @@ class WorkerBase(Generic[Handle, Around]):
         """Have something told of each session that was worked on; it must not wait."""
         self._hooks.append(call)
         return call
+
+    @property
+    def node(self) -> str:
+        """The node that it is connected to, or was last; empty before that."""
+        return "" if self._intake is None else self._intake.node
 
     def _add(self, themes: int | Iterable[int], handle: Handle) -> None:
         for theme in say.themes_of(themes):

@@ -25,7 +25,6 @@ from typing import Protocol, TypeVar, runtime_checkable
 
 from ritornello import fields as say
 from ritornello.client import Client
-from ritornello.core.core import Intake
 from ritornello.core.requests import Held
 from ritornello.core.thread import Mailbox
 from ritornello.errors import LeaseLost, RequestError, RitornelloError
@@ -65,7 +64,6 @@ class Worker(WorkerBase[Handle, Middleware]):
         super().__init__(concurrency, options)
         self._client = client
         self._tasks: set[asyncio.Task[None]] = set()
-        self._intake: Intake | None = None
         self._stopping: asyncio.Event | None = None
 
     # What it does

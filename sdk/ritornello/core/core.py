@@ -33,6 +33,11 @@ class Intake:
         self._core = core
         self._link = link
 
+    @property
+    def node(self) -> str:
+        """The node that it is connected to, or was last, as that calls itself."""
+        return self._link.conversation.node
+
     def want(self, themes: Iterable[int], hands: int) -> None:
         """Take so many sessions of these themes; from any thread."""
         self._core.post(self._want, (tuple(themes), hands))
@@ -131,6 +136,11 @@ class Core:
         if link in self._links:
             self._links.remove(link)
         await link.close(within_s)
+
+    @property
+    def node(self) -> str:
+        """The node that the main connection goes to, or went last, as that calls itself."""
+        return "" if self._main is None else self._main.conversation.node
 
     # Handing over
 

@@ -358,6 +358,11 @@ class Client:
     # For all
 
     @property
+    def node(self) -> str:
+        """The node that it is connected to, or was last; empty before that."""
+        return self._core.node
+
+    @property
     def core(self) -> Core:
         """What the client stands on. Not for users."""
         return self._core

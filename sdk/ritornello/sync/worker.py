@@ -25,7 +25,6 @@ from types import FrameType
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from ritornello import fields as say
-from ritornello.core.core import Intake
 from ritornello.core.requests import Held
 from ritornello.errors import LeaseLost, RequestError, RitornelloError
 from ritornello.handlers import WorkerBase, WorkerOptions, needs_verdict
@@ -69,7 +68,6 @@ class Worker(WorkerBase[Handle, Middleware]):
         self._given: queue.SimpleQueue[_Given | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._busy = 0  # sessions that are worked on, or about to be
-        self._intake: Intake | None = None
         self._is_begun = False
         self._stopping = threading.Event()
 
