@@ -155,7 +155,7 @@ class WorkerBase(Generic[Handle, Around]):
                 exc_info=error,
             )
         too_many = self._failures.note(error if is_failure else None)
-        if too_many is not None:
+        if too_many is not None and self._error is None:
             self._error = too_many
         for hook in self._hooks:
             try:

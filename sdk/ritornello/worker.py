@@ -45,7 +45,9 @@ H = TypeVar("H", bound=Handle)
 class Handler(Protocol):
     """A handler as a class; `themes` are those that it is for."""
 
-    themes: Iterable[int]
+    @property
+    def themes(self) -> Iterable[int]:
+        """Whose sessions it works on."""
 
     async def handle(self, session: Session) -> Verdict | None:
         """Work on a session."""
@@ -127,7 +129,7 @@ class Worker(WorkerBase[Handle, Middleware]):
         assert stopping is not None  # noqa: S101 - for mypy
         intake = self._intake = core.intake(given, refused)
         try:
-            self._want()
+            intake.want(self._by_theme, self._options.concurrency)
             await stopping.wait()
         finally:
             stopping.set()
@@ -148,12 +150,6 @@ class Worker(WorkerBase[Handle, Middleware]):
             if self._tasks:
                 await asyncio.wait(self._tasks, timeout=self._client.core.options.close_s)
 
-    def _want(self) -> None:
-        if self._intake is not None and self._stopping is not None:
-            is_over = self._stopping.is_set()
-            hands = 0 if is_over else self._options.concurrency - len(self._tasks)
-            self._intake.want(self._by_theme, max(hands, 0))
-
     def _refused(self, error: RequestError) -> None:
         self._error = error
         self.stop()
@@ -166,6 +162,7 @@ class Worker(WorkerBase[Handle, Middleware]):
         handle = self._by_theme.get(view.theme)
         if is_over or handle is None:
             self._client.core.give_back(held)
+            self._free()
             return
         session = Session(self._client.front, held, view)
         self._bound(session)
@@ -174,11 +171,15 @@ class Worker(WorkerBase[Handle, Middleware]):
         )
         self._tasks.add(task)
         task.add_done_callback(self._ended)
-        self._want()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        self._want()
+        self._free()
+
+    def _free(self) -> None:
+        if self._intake is not None:
+            with suppress(RitornelloError):
+                self._intake.free()
 
     async def _handle(self, session: Session, handle: Handle) -> None:
         begun_s = time.monotonic()

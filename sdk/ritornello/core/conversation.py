@@ -128,8 +128,12 @@ class Conversation:
             self._turns.withdraw(request)
 
     def want(self, themes: Iterable[int], hands: int) -> None:
-        """Have sessions of these themes pushed: as many as there are hands that are free."""
+        """Have sessions of these themes pushed, as long as some of so many hands are free."""
         self._credit.want(themes, hands)
+
+    def free(self) -> None:
+        """Take note that whoever had a session that was pushed is done with it."""
+        self._credit.free()
 
     def on_credit_refused(self, call: Callable[[RequestError], None]) -> None:
         """Have somebody told when the server pushes nothing, for good."""
@@ -612,6 +616,7 @@ class Conversation:
                 held = self._hold_view(message.session)
                 if self.on_session is None:
                     self.give_back(held)
+                    self.free()
                 else:
                     self.on_session(held, message.session)
             case "lease_lost":

@@ -39,11 +39,18 @@ class Intake:
         return self._link.conversation.node
 
     def want(self, themes: Iterable[int], hands: int) -> None:
-        """Take so many sessions of these themes; from any thread."""
+        """Take sessions of these themes while some of so many hands are free; from any thread."""
         self._core.post(self._want, (tuple(themes), hands))
 
     def _want(self, wanted: tuple[tuple[int, ...], int]) -> None:
         self._link.conversation.want(*wanted)
+
+    def free(self) -> None:
+        """Take note that a hand is free again; from any thread."""
+        self._core.post(self._free, None)
+
+    def _free(self, _: None) -> None:
+        self._link.conversation.free()
 
     def close(self, within_s: float) -> "Future[None]":
         """Have what was asked answered, and take leave."""

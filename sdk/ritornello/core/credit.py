@@ -22,16 +22,21 @@ class Credit:
         self.on_refused: Callable[[RequestError], None] | None = None  # for good
         self._is_on = False
         self._themes: tuple[int, ...] = ()
-        self._hands = 0  # that are free
+        self._hands = 0  # that there are
+        self._busy = 0  # of them
         self._told: tuple[int, ...] = ()  # the themes that the server knows of
         self._given = 0  # what it has
         self._beginnings = 0  # that it has not answered: what is pushed until then is older
 
     def want(self, themes: Iterable[int], hands: int) -> None:
-        """Have sessions of these themes pushed, for so many hands that are free."""
-        hands = min(hands, limits.COUNT_MAX)
-        self._themes = tuple(sorted(themes)) if hands > 0 else ()
-        self._hands = hands if self._themes else 0
+        """Have sessions of these themes pushed, as long as some of so many hands are free."""
+        self._themes = tuple(sorted(themes))
+        self._hands = hands
+        self._give()
+
+    def free(self) -> None:
+        """Take note that a hand is free again."""
+        self._busy -= 1
         self._give()
 
     def begin(self) -> None:
@@ -46,19 +51,21 @@ class Credit:
         self._given = self._beginnings = 0
 
     def used(self) -> None:
-        """Take note of a session that was pushed."""
+        """Take note of a session that was pushed, and is in somebody's hand until `free`."""
+        self._busy += 1
         if not self._beginnings:
             self._given -= 1
 
     def _give(self) -> None:
         if not self._is_on:
             return
+        hands = min(max(self._hands - self._busy, 0), limits.COUNT_MAX)
         is_new = self._themes != self._told
-        count = self._hands if is_new else self._hands - self._given
+        count = hands if is_new else hands - self._given
         if not is_new and count <= 0:
             return
         self._told = self._themes
-        self._given = self._hands
+        self._given = hands
         self._beginnings += is_new
         fields = {"op": "credit", "themes": self._themes, "count": count}
         request = Request(fields, FOREVER, nobody, is_own=True)

@@ -47,7 +47,9 @@ _Given = tuple[Held, SessionView]
 class Handler(Protocol):
     """A handler as a class; `themes` are those that it is for."""
 
-    themes: Iterable[int]
+    @property
+    def themes(self) -> Iterable[int]:
+        """Whose sessions it works on."""
 
     def handle(self, session: Session) -> Verdict | None:
         """Work on a session."""
@@ -67,7 +69,6 @@ class Worker(WorkerBase[Handle, Middleware]):
         self._client = client
         self._given: queue.SimpleQueue[_Given | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._busy = 0  # sessions that are worked on, or about to be
         self._is_begun = False
         self._stopping = threading.Event()
 
@@ -129,7 +130,7 @@ class Worker(WorkerBase[Handle, Middleware]):
         for thread in threads:
             thread.start()
         try:
-            self._want()
+            intake.want(self._by_theme, self._options.concurrency)
             self._stopping.wait()
         finally:
             self._stopping.set()
@@ -149,15 +150,7 @@ class Worker(WorkerBase[Handle, Middleware]):
 
     def _take(self, held: Held, view: SessionView) -> None:
         """Take what was pushed; in the core's thread."""
-        with self._lock:
-            self._busy += 1
         self._given.put((held, view))
-
-    def _want(self) -> None:
-        if self._intake is not None:
-            with self._lock:
-                hands = 0 if self._stopping.is_set() else self._options.concurrency - self._busy
-            self._intake.want(self._by_theme, max(hands, 0))
 
     def _refused(self, error: RequestError) -> None:
         self._error = error
@@ -174,9 +167,9 @@ class Worker(WorkerBase[Handle, Middleware]):
                 self._client.core.give_back(held)
             else:
                 self._handle(held, view, handle)
-            with self._lock:
-                self._busy -= 1
-            self._want()
+            if self._intake is not None:
+                with suppress(RitornelloError):
+                    self._intake.free()
 
     def _handle(self, held: Held, view: SessionView, handle: Handle) -> None:
         session = Session(self._client.core, held, view)
