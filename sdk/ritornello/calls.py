@@ -206,6 +206,11 @@ class Operations:
             shown = say.target_of(session)
         self.fields.append({"op": op, **shown, **fields})
 
+    def failed(self) -> None:
+        """Take note that it was not done, or nobody knows."""
+        for session in self.sessions:
+            session.catch_up()
+
     def answered(self, results: list[Result]) -> tuple[Created | Stored | int, ...]:
         """Take what each was answered: what was created or stored, or a revision."""
         self.results = tuple(map(_result, self.fields, results))

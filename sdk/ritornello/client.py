@@ -22,7 +22,7 @@ from ritornello.core.core import Core, Token
 from ritornello.core.frames import Message
 from ritornello.core.requests import Request
 from ritornello.core.rest import Ask
-from ritornello.errors import ClientClosed
+from ritornello.errors import ClientClosed, RitornelloError
 from ritornello.fields import Data, Fields, Seconds, Target
 from ritornello.front import Front
 from ritornello.limits import Options
@@ -436,5 +436,9 @@ class Txn(Operations):
     async def commit(self) -> tuple[Created | Stored | int, ...]:
         """Do them all now. Raises `TxnAborted` if one fails, and then none is done."""
         request = self._calls.txn(self.fields, self.sessions, self._key, self._timeout)
-        await self._client.front.ask(request, self.home)
+        try:
+            await self._client.front.ask(request, self.home)
+        except RitornelloError:
+            self.failed()
+            raise
         return self.answered(request.results)

@@ -1,6 +1,7 @@
 """What sessions have in common, with and without an event loop."""
 
 import logging
+import sys
 from collections.abc import Iterable, Sequence
 
 from ritornello import fields as say
@@ -173,7 +174,9 @@ class HeldSession:
             cause, reason = "failed", type(error).__qualname__
         else:
             cause, reason = "shutdown", "whoever worked on it was told to stop"
-        return self._storing(None, cause, reason, self._core.options.close_s)
+        request = self._storing(None, cause, reason, self._core.options.close_s)
+        request.seen_failures = sys.maxsize  # whatever has failed, and whether that was seen
+        return request
 
     # Answers
 
@@ -193,6 +196,10 @@ class HeldSession:
                 self._took(one["op"], one["data"])
             elif one["op"] in {"remove", "store", "park"}:
                 self._has_verdict = True
+
+    def catch_up(self) -> None:
+        """Take note that the caller was told of a transaction that failed. Not for users."""
+        self._failures = self._held.failures
 
     def _note(self, request: Request, error: RitornelloError) -> None:
         """The caller is told of a failure now: what it asks from here on is not skipped."""

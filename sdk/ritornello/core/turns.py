@@ -72,7 +72,7 @@ class Turns:
         for held in request.held:
             if held.is_gone or held.has_verdict:
                 return held.over()
-        if len(request.held) == 1 and request.seen_failures < request.held[0].failures:
+        if request.op != "txn" and request.seen_failures < request.held[0].failures:
             return _skipped()
         for held in request.held:
             held.waiting.append(request)

@@ -21,7 +21,7 @@ from ritornello.core.core import Core, Token
 from ritornello.core.frames import Message
 from ritornello.core.requests import Request
 from ritornello.core.rest import Ask
-from ritornello.errors import ClientClosed
+from ritornello.errors import ClientClosed, RitornelloError
 from ritornello.fields import Data, Seconds, Target
 from ritornello.limits import Options
 from ritornello.models import (
@@ -404,5 +404,9 @@ class Txn(Operations):
     def commit(self) -> tuple[Created | Stored | int, ...]:
         """Do them all now. Raises `TxnAborted` if one fails, and then none is done."""
         request = self._calls.txn(self.fields, self.sessions, self._key, self._timeout)
-        ask(self._client.core, request, self.home)
+        try:
+            ask(self._client.core, request, self.home)
+        except RitornelloError:
+            self.failed()
+            raise
         return self.answered(request.results)

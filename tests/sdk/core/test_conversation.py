@@ -19,7 +19,7 @@ from ritornello.errors import LeaseLost, Outcome, RitornelloError, Skipped
 from ritornello.limits import Options
 from tests.sdk.core.fake_cluster import FakeCluster, Fields
 
-RUNS = 300
+RUNS = 150
 THEMES = (7, 8)
 
 
