@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml sdk/pyproject.toml
 			"$$($(PYTHON) --version 2>&1 || true). Choose one with PYTHON=..." >&2; \
 		exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -e '.[dev]' -e sdk
+	$(BIN)/python -m pip install --quiet -e '.[dev]' -e 'sdk[cli]'
 	@touch $@
 
 .PHONY: venv

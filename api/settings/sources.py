@@ -24,6 +24,8 @@ _FILE_BYTES_MAX = MIB
 # Kubernetes tells each container about the Services beside it, in variables that begin with the
 # Service's name: of one that is called ritornello-http, RITORNELLO_HTTP_PORT_80_TCP_ADDR and more.
 # No setting ends like one of them.
+# Of the command `ritornello`, which may be used in the same shell.
+_CLIENT_VARIABLES = frozenset({"RITORNELLO_URL", "RITORNELLO_TOKEN", "RITORNELLO_CONTEXTS"})
 _SERVICE_VARIABLE = re.compile(
     r"\w+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
 )
@@ -93,6 +95,8 @@ def read_sources(
 def _read_environment(draft: _Draft, environment: Mapping[str, str]) -> None:
     for name, said in sorted(environment.items()):
         if not name.startswith(VARIABLE_PREFIX) or name == CONFIG_VARIABLE:
+            continue
+        if name in _CLIENT_VARIABLES:
             continue
         if (setting := _VARIABLES.get(name)) is not None:
             draft.say(setting, f"variable {name}", said, is_typed=False)

@@ -1,0 +1,69 @@
+"""What every command has: the cluster that is meant, and a client of it."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ritornello.cli import contexts, output
+from ritornello.core.core import Token
+from ritornello.limits import Options
+from ritornello.sync import Client
+
+
+@dataclass(slots=True)
+class Given:
+    """What was said before the command."""
+
+    urls: tuple[str, ...]
+    context: str | None
+    token_file: str | None
+    timeout_s: float
+    is_json: bool
+    path: Path
+
+    def cluster(self) -> contexts.Context:
+        """The cluster that is meant. Raises `ContextError`."""
+        found = contexts.load(self.path).get(self.context)
+        if self.urls:
+            # A token is for the cluster that it was given for.
+            found = contexts.Context(self.urls, found.token_file if self.context else None)
+        if self.token_file is not None:
+            found = contexts.Context(found.urls, self.token_file)
+        return found
+
+    def token(self, cluster: contexts.Context) -> Token:
+        """The token to show there."""
+        said = os.environ.get("RITORNELLO_TOKEN")
+        return said if said and self.token_file is None else cluster.token
+
+    def client(self) -> Client:
+        """A client of the cluster that is meant. Raises `ContextError`, ValueError."""
+        found = self.cluster()
+        options = Options(timeout_s=self.timeout_s)
+        return Client(found.urls, token=self.token(found), options=options)
+
+
+def with_client(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command its client, and whether it is to speak JSON."""
+
+    @click.pass_obj
+    def called(given: Given, /, **arguments: Any) -> Any:  # noqa: ANN401 - click's
+        with given.client() as client:
+            return call(client, is_json=given.is_json, **arguments)
+
+    called.__doc__ = call.__doc__
+    called.__name__ = call.__name__
+    return called
+
+
+def say_one(value: Any, *, is_json: bool) -> None:  # noqa: ANN401 - any model
+    """Say one thing, field by field."""
+    if is_json:
+        output.say_json(value)
+        return
+    for name in value.__struct_fields__:
+        output.say(f"{name}\t{getattr(value, name)}")

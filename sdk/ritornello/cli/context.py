@@ -1,0 +1,66 @@
+"""Clusters by name."""
+
+import click
+
+from ritornello.cli import contexts, output
+from ritornello.cli.calling import Given
+from ritornello.core.nodes import node_urls
+
+
+@click.group()
+def context() -> None:
+    """Keep clusters by name, so that -c NAME is enough."""
+
+
+@context.command("list")
+@click.pass_obj
+def list_contexts(given: Given) -> None:
+    """List them; the current one has a star."""
+    found = contexts.load(given.path)
+    if given.is_json:
+        for name, one in sorted(found.known.items()):
+            is_current = name == found.current
+            output.say_json({"name": name, "urls": one.urls, "is_current": is_current})
+        return
+    rows = [
+        ("*" if name == found.current else "", name, ",".join(one.urls), one.token_file)
+        for name, one in sorted(found.known.items())
+    ]
+    output.table(("", "name", "urls", "token file"), rows)
+
+
+@context.command("set")
+@click.argument("name")
+@click.option("--url", "urls", multiple=True, required=True, help="A node; once for each.")
+@click.option("--token-file", help="The file that holds its token.")
+@click.pass_obj
+def set_context(given: Given, name: str, urls: tuple[str, ...], token_file: str | None) -> None:
+    """Keep a cluster under a name. The first one becomes the current one."""
+    found = contexts.load(given.path)
+    found.known[name] = contexts.Context(node_urls(urls), token_file)
+    found.current = found.current or name
+    found.save()
+
+
+@context.command()
+@click.argument("name")
+@click.pass_obj
+def use(given: Given, name: str) -> None:
+    """Make one the current one."""
+    found = contexts.load(given.path)
+    found.get(name)
+    found.current = name
+    found.save()
+
+
+@context.command()
+@click.argument("name")
+@click.pass_obj
+def remove(given: Given, name: str) -> None:
+    """Forget one."""
+    found = contexts.load(given.path)
+    found.get(name)
+    del found.known[name]
+    if found.current == name:
+        found.current = None
+    found.save()

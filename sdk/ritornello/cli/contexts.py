@@ -1,0 +1,122 @@
+"""Clusters by name, in a file of the user's: where they are, and with which token.
+
+current = "local"
+
+[contexts.local]
+urls = ["http://127.0.0.1:7601"]
+
+[contexts.production]
+urls = ["https://a.example:7601", "https://b.example:7601"]
+token_file = "/home/me/.ritornello-token"
+"""
+
+import os
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ritornello.client import DEFAULT_URL
+
+CONFIG_VARIABLE = "RITORNELLO_CONTEXTS"
+
+
+class ContextError(Exception):
+    """The file, or a context in it, is not as it should be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """A cluster."""
+
+    urls: tuple[str, ...] = (DEFAULT_URL,)
+    token_file: str | None = None
+
+    def token(self) -> str | None:
+        """The token, read anew. Raises `ContextError`."""
+        if self.token_file is None:
+            return None
+        try:
+            return Path(self.token_file).expanduser().read_text().strip()
+        except OSError as error:
+            raise ContextError(f"{self.token_file}: {error.strerror}") from error
+
+
+@dataclass(slots=True)
+class Contexts:
+    """All that are known."""
+
+    path: Path
+    current: str | None = None
+    known: dict[str, Context] = field(default_factory=dict)
+
+    def get(self, name: str | None) -> Context:
+        """One of them, or the current one, or that of this machine. Raises `ContextError`."""
+        wanted = name or self.current
+        if wanted is None:
+            return Context()
+        found = self.known.get(wanted)
+        if found is None:
+            names = ", ".join(sorted(self.known)) or "none"
+            raise ContextError(f"there is no context {wanted!r} in {self.path}; known: {names}")
+        return found
+
+    def save(self) -> None:
+        """Write the file, for its owner alone. Raises `ContextError`."""
+        lines = [] if self.current is None else [f"current = {_quoted(self.current)}", ""]
+        for name, context in sorted(self.known.items()):
+            urls = ", ".join(map(_quoted, context.urls))
+            lines += [f"[contexts.{_quoted(name)}]", f"urls = [{urls}]"]
+            if context.token_file is not None:
+                lines.append(f"token_file = {_quoted(context.token_file)}")
+            lines.append("")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            new = self.path.with_name(f"{self.path.name}.new")
+            new.touch(mode=0o600)
+            new.write_text("\n".join(lines))
+            new.replace(self.path)
+        except OSError as error:
+            raise ContextError(f"{self.path}: {error.strerror}") from error
+
+
+def default_path() -> Path:
+    """Where the file is."""
+    given = os.environ.get(CONFIG_VARIABLE)
+    if given:
+        return Path(given)
+    base = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
+    return Path(base).expanduser() / "ritornello" / "contexts.toml"
+
+
+def load(path: Path) -> Contexts:
+    """Read the file; a missing one has no contexts. Raises `ContextError`."""
+    try:
+        found = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        return Contexts(path)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ContextError(f"{path}: {error}") from error
+    known: dict[str, Context] = {}
+    tables = found.get("contexts", {})
+    if not isinstance(tables, dict):
+        raise ContextError(f"{path}: `contexts` is a table of tables")
+    for name, table in tables.items():
+        urls = table.get("urls") if isinstance(table, dict) else None
+        if not isinstance(urls, list) or not all(isinstance(one, str) for one in urls):
+            raise ContextError(f"{path}: the context {name!r} has a list of texts, `urls`")
+        token_file = table.get("token_file")
+        if token_file is not None and not isinstance(token_file, str):
+            raise ContextError(f"{path}: `token_file` of the context {name!r} is a text")
+        known[name] = Context(tuple(urls), token_file)
+    current = found.get("current")
+    if current is not None and not isinstance(current, str):
+        raise ContextError(f"{path}: `current` is the name of a context")
+    return Contexts(path, current, known)
+
+
+def _quoted(text: str) -> str:
+    """A basic string of TOML."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return (
+        '"' + "".join(one if one.isprintable() else f"\\u{ord(one):04x}" for one in escaped) + '"'
+    )

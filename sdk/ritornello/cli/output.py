@@ -1,0 +1,75 @@
+"""Tables for people, lines for programs.
+
+On a terminal a table is drawn; elsewhere each row is one line, with tabs between the columns and no
+colours. With `--json` each thing is one line of JSON.
+"""
+
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+console = Console()
+errors = Console(stderr=True)
+
+_KIB = 1024
+
+
+def is_terminal() -> bool:
+    """Whether a person looks at what is said."""
+    return sys.stdout.isatty()
+
+
+def say(text: str) -> None:
+    """Say one line."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def say_json(value: object) -> None:
+    """Say one thing as a line of JSON; data is Base64."""
+    say(msgspec.json.encode(value).decode())
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> None:
+    """Say rows."""
+    if not is_terminal():
+        for row in rows:
+            say("\t".join(map(_plain, row)))
+        return
+    drawn = Table(*columns, title=title or None, header_style="bold", box=None, pad_edge=False)
+    for row in rows:
+        drawn.add_row(*map(_plain, row))
+    console.print(drawn)
+
+
+def _plain(value: object) -> str:
+    text = "-" if value is None else str(value)
+    # What others have written must not drive this terminal, nor look like two columns.
+    return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text)
+
+
+def moment(at_ms: int | None) -> str | None:
+    """A point in time, in UTC (RFC 3339)."""
+    if at_ms is None:
+        return None
+    found = datetime.fromtimestamp(at_ms / 1000, UTC)
+    return found.isoformat(sep=" ", timespec="seconds").removesuffix("+00:00") + "Z"
+
+
+def size(size_bytes: int) -> str:
+    """How much data."""
+    found = float(size_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if found < _KIB:
+            return f"{found:.0f} {unit}" if unit == "B" else f"{found:.1f} {unit}"
+        found /= _KIB
+    return f"{found:.1f} TiB"
+
+
+def text_of(data: bytes) -> str:
+    """Data as it may be shown: text if it is some, and what cannot be shown replaced."""
+    return _plain(data.decode(errors="replace").replace("\n", " "))
