@@ -338,30 +338,34 @@ class Service:
         left = len(asked)
         self.in_flight += left - 1  # so many operations
 
-        def touched(place: int, result: Result) -> None:
+        def concluded(place: int, what: Resumed | NotResumed) -> None:
             nonlocal left
-            (session_id, epoch), held = asked[place], request.sessions[place]
-            self._note(result, [asked[place]])
-            if isinstance(result, Failure):
-                resumed[place] = NotResumed(id=held.id, error=of_failure(result).fields())
-            else:
-                self._consumer.take(session_id, epoch, is_known=True)
-                revision = result if isinstance(result, int) else 0
-                lease_ms = self._gateway.lease_ms(session_id)
-                resumed[place] = Resumed(
-                    id=held.id, epoch=epoch, revision=revision, lease_ms=lease_ms
-                )
+            resumed[place] = what
             left -= 1
             if not left:
                 self.in_flight -= len(asked) - 1
                 self._out.answer(ResumedAnswer(seq=request.seq, sessions=resumed))
 
+        def touched(place: int, result: Result) -> None:
+            (session_id, epoch), held = asked[place], request.sessions[place]
+            self._note(result, [asked[place]])
+            if isinstance(result, Failure):
+                concluded(place, NotResumed(id=held.id, error=of_failure(result).fields()))
+                return
+            self._consumer.take(session_id, epoch, is_known=True)
+            revision = result if isinstance(result, int) else 0
+            lease_ms = self._gateway.lease_ms(session_id)
+            what = Resumed(id=held.id, epoch=epoch, revision=revision, lease_ms=lease_ms)
+            concluded(place, what)
+
         def known(place: int, touch: bytes, refused: Refusal | None) -> None:
-            done = partial(touched, place)
             if refused is None:
-                self._gateway.submit(touch, done, is_ending=True)
-            else:
-                done(_NOT_FOUND)  # of a theme that it must not know of
+                self._gateway.submit(touch, partial(touched, place), is_ending=True)
+            elif refused.problem.code == "forbidden":
+                touched(place, _NOT_FOUND)  # of a theme that it must not know of
+            else:  # nobody knows of which theme it is, just now
+                what = NotResumed(id=request.sessions[place].id, error=refused.problem.fields())
+                concluded(place, what)
 
         for place, (session_id, epoch) in enumerate(asked):
             touch = encode(op.Touch(session_id, epoch, name))
