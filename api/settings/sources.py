@@ -21,11 +21,11 @@ DEFAULT = "default"
 
 _FILE_BYTES_MAX = MIB
 
+# Of the command `ritornello`, which may be used in the same shell.
+_CLIENT_VARIABLES = frozenset({"RITORNELLO_URL", "RITORNELLO_TOKEN", "RITORNELLO_CONTEXTS"})
 # Kubernetes tells each container about the Services beside it, in variables that begin with the
 # Service's name: of one that is called ritornello-http, RITORNELLO_HTTP_PORT_80_TCP_ADDR and more.
 # No setting ends like one of them.
-# Of the command `ritornello`, which may be used in the same shell.
-_CLIENT_VARIABLES = frozenset({"RITORNELLO_URL", "RITORNELLO_TOKEN", "RITORNELLO_CONTEXTS"})
 _SERVICE_VARIABLE = re.compile(
     r"\w+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
 )

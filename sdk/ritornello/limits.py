@@ -9,8 +9,7 @@ WAIT_SLACK_S = 15.0  # an answer may come so much later than the wait ends
 
 CONNECT_S = 5.0  # to a node, until it has said hello
 CLOSE_S = 5.0  # for what is asked to be answered when the client is closed
-PING_S = 4.0  # a connection that is silent for so long is asked for a sign of life ...
-SILENCE_S = 8.0  # ... and is given up if it is silent for so long
+SILENCE_S = 8.0  # after which a connection is given up; it is asked for a sign of life before
 HEARTBEAT_MIN_S = 0.1
 HEARTBEATS_PER_LEASE = 5
 UNHEARD_PER_LEASE = 0.5  # a node that renews no lease for so much of it is left for another
@@ -24,7 +23,6 @@ FRAME_REQUESTS = 1024  # a frame of more saves nothing, and its answers come lat
 IN_FLIGHT = 1024  # until the server has said how many it takes
 IN_FLIGHT_SPARE = 16  # of that, kept for signs of life
 RESUME_MAX = 1024  # sessions in one request
-SENT_MAX_BYTES = 1 << 20  # on its way to the network, before more is encoded
 MISMATCHES_MAX = 3  # times that a session is found at another revision than it was left
 
 REMEMBER_S = 300.0  # how long the cluster knows a request again that is sent twice

@@ -3,13 +3,15 @@
 import asyncio
 import threading
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 import ritornello.sync
 from ritornello import Client, NoVerdictWarning, Session
 from ritornello.errors import LeaseLost, SessionNotFound, Skipped
-from tests.api.servers import Running, until
+from tests.api.servers import HTTP, Running, server, until
 
 THEME = 7
 
@@ -288,3 +290,20 @@ async def test_a_session_of_another_process_is_resumed(client: Client, node: Run
             await mine.remove()
     with pytest.raises(LeaseLost):
         await session.append(b"z")
+
+
+async def test_what_is_held_is_finished_at_a_node_that_drains_and_is_the_only_one(
+    tmp_path: Path,
+) -> None:
+    async with (
+        server(tmp_path, http=replace(HTTP, drain_ms=10_000)) as node,
+        Client(node.url) as client,
+    ):
+        async with client.new(THEME) as session:
+            leaving = asyncio.ensure_future(node.leave())
+            await until(lambda: node.front.health.is_draining)
+            await asyncio.sleep(0.1)  # for the client to hear of it
+            await session.append(b"x", timeout=5)
+            await session.remove(timeout=5)
+        await client.close()
+        await leaving

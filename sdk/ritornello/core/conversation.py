@@ -67,7 +67,7 @@ class Conversation:
         self.held: dict[str, Held] = {}
         self.on_session: OnSession | None = None
         self.is_connected = False
-        self.is_draining = False  # the node is about to stop: it is asked nothing more
+        self.is_draining = False  # the node is about to stop; it serves what is held until then
         self.node = ""  # as it calls itself
         self.trouble = ""  # why there is no connection
         self._connections = 0  # that there were
@@ -347,7 +347,7 @@ class Conversation:
     def _next(self) -> Request | None:
         if self._urgent and self._in_flight < self._window + limits.IN_FLIGHT_SPARE:
             return self._urgent.popleft()
-        if self.is_draining or self._in_flight >= self._window:
+        if self._in_flight >= self._window:
             return None
         while self._ready:
             request = self._ready.popleft()

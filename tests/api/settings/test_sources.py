@@ -105,6 +105,11 @@ def test_an_unknown_variable_is_refused_and_its_value_not_shown() -> None:
     )
 
 
+def test_variables_of_the_command_in_the_same_shell_are_no_mistake() -> None:
+    names = ("RITORNELLO_URL", "RITORNELLO_TOKEN", "RITORNELLO_CONTEXTS")
+    assert not read(environment=dict.fromkeys(names, "x")).problems
+
+
 def test_variables_of_kubernetes_are_no_mistake() -> None:
     """A Service called `ritornello` or `ritornello-http` puts them into every container."""
     names = [
