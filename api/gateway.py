@@ -9,6 +9,7 @@ called, and may be read in the same turn of the loop only where it says so.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from heapq import nsmallest
 from typing import Any, NamedTuple, Protocol
 
 from api.answers import SessionView, cause_name, view_of
@@ -206,17 +207,17 @@ class Gateway:
 
     def theme(self, theme_id: int) -> ThemeView:
         """A theme; one without sessions and without a policy of its own is like all such."""
-        return next(self._themes([theme_id]), None) or ThemeView(theme_id)
+        return next(self.themes([theme_id]), None) or ThemeView(theme_id)
 
-    def themes(
+    def theme_ids(
         self, after: int, limit: int, may_see: Callable[[int], bool] = lambda _: True
-    ) -> list[ThemeView]:
+    ) -> list[int]:
         """The themes above one that somebody may see, in order."""
         themes = (one.theme_id for one in self._machine.themes())
-        found = sorted(one for one in themes if one > after and may_see(one))
-        return list(self._themes(found[:limit]))
+        return nsmallest(limit, (one for one in themes if one > after and may_see(one)))
 
-    def _themes(self, theme_ids: Iterable[int]) -> Iterator[ThemeView]:
+    def themes(self, theme_ids: Iterable[int]) -> Iterator[ThemeView]:
+        """Those of some themes that there still are."""
         machine = self._machine
         for theme_id in theme_ids:
             theme = machine.theme(theme_id)
@@ -277,6 +278,11 @@ class Gateway:
         """Whether it knows a leader, and may send it operations."""
         replica = self._node.replica
         return replica.is_ready and replica.member.leader is not None
+
+    @property
+    def reaches_majority(self) -> bool:
+        """Whether enough members are connected to commit something."""
+        return self._node.replica.member.replication.reaches_majority
 
     @property
     def lag(self) -> int:

@@ -13,6 +13,7 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from heapq import nlargest
+from time import perf_counter
 from typing import NamedTuple
 
 from state import StateMachine
@@ -44,7 +45,7 @@ DURATION_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30
 COUNT_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 SIZE_BUCKETS_BYTES = tuple(1 << shift for shift in range(7, 24, 2))  # 128 bytes to 8 MiB
 
-_THEMES_IN_A_TURN = 500  # less than a millisecond's work
+_TURN_S = 0.002  # of work, before others have their turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,23 +184,25 @@ async def survey(machine: StateMachine, now_ms: int, *, busiest: int) -> Survey:
     stored = ready = active = parked = oldest_ms = 0
     best: list[tuple[int, int, int, Theme, int]] = []
     themes = list(machine.themes())
-    for start in range(0, len(themes), _THEMES_IN_A_TURN):
-        if start:
+    turn_s = perf_counter()
+    for theme in themes:
+        if perf_counter() > turn_s + _TURN_S:
+            best = nlargest(busiest, best)  # compared by numbers alone: no two have the same id
             await asyncio.sleep(0)
-        for theme in themes[start : start + _THEMES_IN_A_TURN]:
-            counts = theme.counts
-            busy = counts[READY] + counts[ACTIVE]
-            waiting = counts[STORED] + counts[PARKED]
-            stored += counts[STORED]
-            ready += counts[READY]
-            active += counts[ACTIVE]
-            parked += counts[PARKED]
-            since_ms = theme.oldest_due_ms
-            due_ms = 0 if since_ms is None else max(now_ms - since_ms, 0)
-            if due_ms > oldest_ms and not theme.paused:
-                oldest_ms = due_ms
-            best.append((busy, waiting, -theme.theme_id, theme, due_ms))
-        best = nlargest(busiest, best)  # compared by numbers alone: no two have the same id
+            turn_s = perf_counter()
+        counts = theme.counts
+        busy = counts[READY] + counts[ACTIVE]
+        waiting = counts[STORED] + counts[PARKED]
+        stored += counts[STORED]
+        ready += counts[READY]
+        active += counts[ACTIVE]
+        parked += counts[PARKED]
+        since_ms = theme.oldest_due_ms
+        due_ms = 0 if since_ms is None else max(now_ms - since_ms, 0)
+        if due_ms > oldest_ms and not theme.paused:
+            oldest_ms = due_ms
+        best.append((busy, waiting, -theme.theme_id, theme, due_ms))
+    best = nlargest(busiest, best)
     return Survey(
         len(themes),
         stored,
