@@ -27,6 +27,7 @@ from cluster.consensus.messages import (
     Declined,
     Forward,
     Handover,
+    HandoverRefused,
     Installed,
     MalformedMessageError,
     Message,
@@ -145,6 +146,7 @@ class Replica:
         self._apply_is_due = False
         self._is_admitting = True
         self._is_transferring = False
+        self._refused_transfers = 0  # of those that this node had asked another one for
         self._transfer_index, self._transfer_s = 0, 0.0  # where who is to lead is, and since when
         self._leads_since_term = 0  # the term whose clock this node runs; 0: it does not
         self._ready_term = 0  # the last one in which this node was ready
@@ -263,21 +265,34 @@ class Replica:
         if leader is None or leader == to:
             then(leader is not None)
             return
-        member.send(leader, Handover(member.term, to, round(timeout_s * 1000)))
-        self._await_leader(leader, self._host.time() + timeout_s, then, to)
+        if not member.send(leader, Handover(member.term, to, round(timeout_s * 1000))):
+            then(False)  # noqa: FBT003 - the answer
+            return
+        deadline_s = self._host.time() + timeout_s
+        self._await_leader(leader, self._refused_transfers, deadline_s, then, to)
 
     def _await_leader(
-        self, before: str, deadline_s: float, then: Callable[[bool], object], to: str
+        self, before: str, refused: int, deadline_s: float, then: Callable[[bool], object], to: str
     ) -> None:
         leader = self.member.leader
         if leader not in {None, before}:
             then(to in {"", leader})
-        elif self._stopped or self._host.time() >= deadline_s:
+        elif self._stopped or self._refused_transfers != refused or self._host.time() >= deadline_s:
             then(False)  # noqa: FBT003 - the answer
         else:
             self._host.call_later(
-                _TRANSFER_POLL_S, self._await_leader, before, deadline_s, then, to
+                _TRANSFER_POLL_S, self._await_leader, before, refused, deadline_s, then, to
             )
+
+    def _asked_for_transfer(self, peer: str, asked: Handover) -> None:
+        def went(is_done: bool) -> None:  # noqa: FBT001 - an answer
+            if not is_done:
+                self.member.send(peer, HandoverRefused(self.member.term))
+
+        if not self.member.is_leader or asked.term != self.member.term:
+            went(False)  # noqa: FBT003 - the answer
+            return
+        self.transfer(min(asked.timeout_ms / 1000, _TRANSFER_MAX_S), went, asked.to)
 
     def _transfer(
         self, deadline_s: float, term: int, then: Callable[[bool], object], to: str
@@ -440,9 +455,9 @@ class Replica:
             case Installed():
                 self.snapshots.installed(peer, message)
             case Handover():
-                if self.member.is_leader:
-                    timeout_s = min(message.timeout_ms / 1000, _TRANSFER_MAX_S)
-                    self.transfer(timeout_s, lambda _: None, message.to)
+                self._asked_for_transfer(peer, message)
+            case HandoverRefused():
+                self._refused_transfers += 1
             case _:
                 raise MalformedMessageError(f"{type(message).__name__} is not handled")
 

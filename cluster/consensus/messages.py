@@ -40,6 +40,7 @@ class Code(IntEnum):
     CHUNK_WRITTEN = 14
     INSTALLED = 15
     HANDOVER = 16
+    HANDOVER_REFUSED = 17
 
 
 class Append(NamedTuple):
@@ -177,6 +178,12 @@ class Handover(NamedTuple):
     timeout_ms: int
 
 
+class HandoverRefused(NamedTuple):
+    """A Handover leads to nothing: nobody can take it, or whoever was asked leads no more."""
+
+    term: int
+
+
 Message = (
     Append
     | Appended
@@ -194,6 +201,7 @@ Message = (
     | ChunkWritten
     | Installed
     | Handover
+    | HandoverRefused
 )
 
 _BY_CODE: dict[int, type[Message]] = {
@@ -213,6 +221,7 @@ _BY_CODE: dict[int, type[Message]] = {
     Code.CHUNK_WRITTEN: ChunkWritten,
     Code.INSTALLED: Installed,
     Code.HANDOVER: Handover,
+    Code.HANDOVER_REFUSED: HandoverRefused,
 }
 _CODES: dict[type[Message], int] = {kind: int(code) for code, kind in _BY_CODE.items()}
 

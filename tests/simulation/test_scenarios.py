@@ -373,6 +373,25 @@ def test_a_follower_far_behind_catches_up_before_anything_is_refused_for_it() ->
     play(script, plan=replace(PLAN, settings=settings))
 
 
+def test_who_asks_the_leader_to_hand_over_to_a_member_that_is_down_hears_no_at_once() -> None:
+    def script(cluster: Cluster) -> None:
+        asker, down = (one for one in cluster.nodes.values() if one is not leader_of(cluster))
+        assert asker.replica is not None
+        assert asker.host is not None
+        cluster.kill(down)
+        cluster.run(0.2)
+        went: list[bool] = []
+        asker.host.run(asker.replica.transfer, 10.0, went.append, down.name)
+        cluster.run(0.5)
+        assert went == [False]
+        asker.host.run(asker.replica.transfer, 10.0, went.append, asker.name)
+        cluster.run(1.5)
+        assert went == [False, True]
+        assert leader_of(cluster) is asker
+
+    play(script)
+
+
 def test_handing_over_to_a_disk_that_hangs_keeps_nobody_from_working() -> None:
     def script(cluster: Cluster) -> None:
         leader, hanging = leader_of(cluster), follower_of(cluster)
