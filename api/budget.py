@@ -8,7 +8,7 @@ for a long time all the same. Its supervisor shall replace it.
 
 from collections.abc import Callable
 
-from state import Failure
+from state import Failure, Result
 
 # Of failures: those that say that the cluster did not answer in time, ...
 _OWN = frozenset({"timed_out"})
@@ -38,6 +38,13 @@ class ErrorBudget:
         self._last_s = 0.0
         self.failures = 0
         self.is_spent = False
+
+    def note(self, result: Result) -> None:
+        """Take note of what has become of an operation."""
+        if isinstance(result, Failure):
+            self.spend(result)
+        else:
+            self.earn()
 
     def earn(self) -> None:
         """Take note that the cluster has answered."""

@@ -73,6 +73,7 @@ class Consumer:
         """`idle_period_s` is how often it is asked for a sign of life while it holds nothing."""
         self.name = name
         self.held: set[int] = set()
+        self.asked = 0  # see `Operators.release`
         self.was_heard = True  # since the last beat: set by the connection
         self.is_gone = False
         self._listener = listener
@@ -127,13 +128,17 @@ class Consumer:
             self._operators.give_back(session_id, epoch, "whoever asked for it had vanished")
 
     def leave(self, cause: Cause, reason: str) -> None:
-        """It is gone for certain: what it holds is stored."""
+        """It is gone for certain: what it holds is stored, when all is done that it has said.
+
+        That may take longer than a lease, so its heartbeats go on until then.
+        """
         if self.is_gone:
             return
-        self._end()
+        self.is_gone = True
         self._left = (cause, reason)
+        if not self.asked:
+            self._timer.cancel()
         if self._may_hold:
-            # Behind all that is on its way: operations of one node never overtake each other.
             self._release(cause, reason)
 
     def _release_once_more(self, cause: Cause, reason: str) -> None:
@@ -143,15 +148,13 @@ class Consumer:
 
     def _release(self, cause: Cause, reason: str) -> None:
         self._is_releasing = False
-        self._operators.release(self.name, cause, reason, self.held)
+        self._operators.release(self, cause, reason)
 
     def vanish(self) -> None:
         """It is gone, perhaps to come back: what it holds waits for the end of its lease."""
-        self._end()
-
-    def _end(self) -> None:
-        self.is_gone = True
-        self._timer.cancel()
+        if not self.is_gone:
+            self.is_gone = True
+            self._timer.cancel()
 
     # For operators
 
@@ -177,9 +180,14 @@ class Consumer:
     # Signs of life
 
     def _beat(self) -> None:
+        if self.is_gone and not self.asked:
+            return
         if not self.held:
             self._period_s = self._idle_period_s
         self._timer = self._loop.call_later(self._period_s, self._beat)
+        if self.is_gone:
+            self._gateway.submit(self._heartbeat, self._operators.budget.note, is_ending=True)
+            return
         match Sign.LIFE if self.was_heard else self._listener.sign():
             case Sign.LIFE:
                 self.was_heard = False

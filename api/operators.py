@@ -12,6 +12,10 @@ nobody knows is tried again for as long as it takes, whether its consumer still 
 shown the same epoch, it is done once. A consumer that is gone for certain is released: all that it
 holds is stored. One that vanished without a word keeps its sessions until their leases end, so that
 it may resume them at any node; then the reaper stores them.
+
+A verdict is its consumer's own only if that consumer asked for it, and has not taken the session
+anew since it was told that nobody knows what became of it. Whoever else has the session when it is
+done has lost it, and is told so.
 """
 
 import logging
@@ -33,7 +37,6 @@ from state.operations import Release, Store, Target
 
 BACKOFF_MIN_S = 0.1
 BACKOFF_MAX_S = 5.0
-_LOOK_S = 0.02  # whether a consumer that has left has nothing more to be done
 RELEASE_PAGE = 1024
 
 _log = logging.getLogger(__name__)
@@ -73,13 +76,16 @@ class Step(NamedTuple):
     callback: Callback
     is_verdict: bool  # done, it ends the operator
     is_ending: bool  # it is admitted when others are refused
+    asker: "Consumer | None" = None  # who asked for it, if that one is connected here
     together: "_Together | None" = None  # the transaction that this is a part of
+    is_overtaken: bool = False  # its session was taken anew while it is insisted on
 
 
 class Consumer(Protocol):
     """Who directs operators."""
 
     name: bytes  # as the cluster knows it
+    asked: int  # of what it has asked operators for, how much they are not done with
 
     def on_held(self, operator: "Operator") -> None:
         """It has got a session."""
@@ -122,12 +128,19 @@ class Operator:
 
     def ask(self, step: Step) -> None:
         """Do an operation after those before it."""
+        if step.asker is not None:
+            step.asker.asked += 1
         if self._current is None and not self._waiting:
             self._begin(step)
-        elif self._waiting is None:
+            return
+        if self._waiting is None:
             self._waiting = deque((step,))
         else:
             self._waiting.append(step)
+        if self._is_insisting and step.callback is not _nobody:
+            # What is before it has no end in time; so this has.
+            timeout_s = self._operators.gateway.timeout_ms / 1000
+            self._operators.call_later(timeout_s, self._late, step)
 
     def _begin(self, step: Step) -> None:
         self._current = step
@@ -146,8 +159,9 @@ class Operator:
         self._operators.budget.earn()
         self._current = None
         if step.is_verdict:
-            self._conclude(is_own=step.callback is not _nobody or self.consumer is None)
+            self._conclude(step)
         step.callback(result)
+        self._operators.done(step)
         self.go_on()
 
     def _failed(self, step: Step, failure: Failure) -> None:
@@ -156,47 +170,68 @@ class Operator:
         if step.is_verdict and _must_insist(step, failure):
             # It stays the operator's own: tried until it is known, with nobody to tell.
             self._current = step._replace(callback=_nobody)
-            self._operators.again(0, self._insist, self.consumer)
+            self._operators.again(0, self._insist)
+            step.callback(failure)
         else:
             self._current = None
             if failure.code in _OVER:
                 self._operators.lose(self)
-        step.callback(failure)
+            step.callback(failure)
+            self._operators.done(step)
         self._operators.skip(skipped)
         self.go_on()
 
-    def _conclude(self, *, is_own: bool) -> None:
-        """It has ended by a verdict: its consumer's own, or that of one before it."""
-        if is_own:
+    def _conclude(self, step: Step) -> None:
+        """It has ended by a verdict: its consumer's own, or somebody else's."""
+        if step.asker is self.consumer and not step.is_overtaken:
             self._operators.end(self)
         else:
             self._operators.lose(self)
 
-    def _insist(self, attempt: int, consumer: Consumer | None) -> None:
-        step = self._current
-        if step is None:
+    @property
+    def _is_insisting(self) -> bool:
+        return self._current is not None and self._current.callback is _nobody
+
+    def _insist(self, attempt: int) -> None:
+        if self._current is None:
             return
 
         def answered(result: Result) -> None:
+            step = self._current
+            if step is None:
+                return
             if isinstance(result, Failure):
                 self._operators.budget.spend(result)
                 if result.retryable or result.outcome is Outcome.UNKNOWN:
-                    self._operators.again(attempt + 1, self._insist, consumer)
+                    self._operators.again(attempt + 1, self._insist)
                     return
             self._current = None
             if not isinstance(result, Failure) or result.code in _OVER:
-                self._conclude(is_own=self.consumer is consumer)
+                self._conclude(step)
+            self._operators.done(step)
             self.go_on()
 
-        self._operators.gateway.submit(step.encoded, answered, is_ending=True)
+        self._operators.gateway.submit(self._current.encoded, answered, is_ending=True)
+
+    def overtake(self) -> None:
+        """Take note that a consumer has resumed the session, whatever is insisted on."""
+        if self._current is not None and self._is_insisting:
+            self._current = self._current._replace(is_overtaken=True)
+
+    def _late(self, step: Step) -> None:
+        """Do not do what still waits behind what is insisted on, nor what was said after it."""
+        waiting = self._waiting or ()
+        if self._is_insisting and any(one is step for one in waiting):
+            late = TimedOut(was_sent=False, waited_ms=self._operators.gateway.timeout_ms)
+            self._operators.skip(self._take_waiting(step), late)
 
     def go_on(self) -> None:
         """Do what waits, if it is time."""
         if self._waiting and self._current is None:
             self._begin(self._waiting.popleft())
 
-    def _take_waiting(self, behind: "_Together | None" = None) -> list[Step]:
-        """Take what waits out of the queue, all of it or what was said after a transaction.
+    def _take_waiting(self, start: "Step | _Together | None" = None) -> list[Step]:
+        """Take what waits out of the queue: all of it, or from a step, or behind a transaction.
 
         What has nobody to tell stays: it will be done all the same.
         """
@@ -205,10 +240,11 @@ class Operator:
             return []
         kept: deque[Step] = deque()
         taken: list[Step] = []
-        is_behind = behind is None
+        is_behind = start is None
         for one in waiting:
+            is_behind = is_behind or one is start
             if one.callback is _nobody or not is_behind:
-                if one.together is not None and one.together is behind:
+                if one.together is not None and one.together is start:
                     is_behind = True
                 else:
                     kept.append(one)
@@ -264,6 +300,7 @@ class _Together:
         "_operators",
         "_timeout_ms",
         "_weight",
+        "asker",
         "at",
         "is_over",
     )
@@ -277,8 +314,12 @@ class _Together:
         callback: Callback,
         weight: int,
         timeout_ms: int | None,
+        asker: Consumer | None,
     ) -> None:
         self._operators = operators
+        self.asker = asker
+        if asker is not None:
+            asker.asked += 1
         self._timeout_ms = timeout_ms
         self._end_s = 0.0  # with a time-out: when that is over
         if timeout_ms is not None:
@@ -327,6 +368,7 @@ class _Together:
         if not self.is_over:
             self.is_over = True
             self._callback(result)
+            self._operators.done(self)
 
     def _answered(self, result: Result) -> None:
         operators, at = self._operators, list(self.at)
@@ -339,8 +381,12 @@ class _Together:
         for operator in at:
             operator.done_with(self)
             is_over = operators.gateway.epoch(operator.session_id) != operator.epoch
-            if is_over and operator in self._ending:
+            if not is_over or operator not in self._ending:
+                continue
+            if operator.consumer is self.asker:
                 operators.end(operator)
+            else:
+                operators.lose(operator)
         self.tell(result)
         for operator in at:
             operator.go_on()
@@ -365,6 +411,7 @@ class Operators:
         self._jitter = jitter or random.Random()  # noqa: S311 - spreads, and keeps no secret
         self._by_session: dict[int, Operator] = {}
         self.releasing = 0  # consumers that are gone, and of which something is not stored yet
+        self._leaving: dict[Consumer, Release] = {}  # those of them that had asked for something
         self.lost = 0  # sessions that a consumer lost, since the start
         self.retried = 0  # verdicts and releases that were tried again, since the start
         gateway.watchers.append(self)
@@ -396,6 +443,8 @@ class Operators:
     def _hand_over(self, operator: Operator, consumer: Consumer | None) -> Operator:
         """Give an operator another consumer, which has resumed its session."""
         before = operator.consumer
+        if consumer is not None:
+            operator.overtake()
         if consumer is not None and before is not consumer:
             operator.consumer = consumer
             if before is not None:
@@ -426,6 +475,7 @@ class Operators:
         *,
         weight: int,
         timeout_ms: int | None = None,
+        asker: Consumer | None = None,
     ) -> None:
         """Have a transaction done; `shown` is what its operations show.
 
@@ -444,23 +494,21 @@ class Operators:
             counted = partial(self._counted, callback)
             self.gateway.submit(encoded, counted, weight=weight, timeout_ms=timeout_ms)
             return
-        together = _Together(self, operators, ending, encoded, callback, weight, timeout_ms)
+        together = _Together(self, operators, ending, encoded, callback, weight, timeout_ms, asker)
         for operator in operators:
             operator.ask(together.step)
         if timeout_ms is not None and together.is_waiting:
             self.call_later(timeout_ms / 1000, together.late)
 
     def _counted(self, callback: Callback, result: Result) -> None:
-        if isinstance(result, Failure):
-            self.budget.spend(result)
-        else:
-            self.budget.earn()
+        self.budget.note(result)
         callback(result)
 
-    def skip(self, steps: Iterable[Step]) -> None:
+    def skip(self, steps: Iterable[Step], first: Failure = SKIPPED) -> None:
         """Do not do what was said in the belief that something else would succeed.
 
         A transaction among them is not done for any of its sessions, nor is what was said after it.
+        `first` is why the first of them is not done.
         """
         left = deque(steps)
         freed: dict[Operator, None] = {}
@@ -472,7 +520,9 @@ class Operators:
                 for operator in at:
                     left.extend(operator.give_up(together))
                 freed |= at
-            step.callback(SKIPPED)
+            step.callback(first)
+            first = SKIPPED
+            self.done(step)
         for operator in freed:
             operator.go_on()
 
@@ -521,26 +571,37 @@ class Operators:
         if operator.consumer is None:  # else somebody knows of it all the same
             operator.store(Cause.SHUTDOWN, reason)
 
-    def release(self, consumer: bytes, cause: Cause, reason: str, held: Iterable[int] = ()) -> None:
+    def done(self, said: "Step | _Together") -> None:
+        """Take note that there is nothing left to do of what somebody has asked for."""
+        asker = said.asker
+        if asker is None:
+            return
+        asker.asked -= 1
+        if not asker.asked and asker in self._leaving:
+            self._release(0, self._leaving.pop(asker))
+
+    def release(self, consumer: Consumer, cause: Cause, reason: str) -> None:
         """Store all that a consumer holds, as it is gone for certain, however long that takes.
 
-        What it has said of the sessions that it held is done first, in the time of an operation.
+        What it has asked operators for is done first, to the last verdict that is insisted on. What
+        it asked of the cluster otherwise is: operations of one node never overtake each other.
 
         That names the consumer and no epochs, because these stay when a session is resumed: what
         another consumer has resumed by the time that this is applied is left alone.
         """
+        if consumer in self._leaving:
+            return
         self.releasing += 1
-        found = map(self._by_session.get, held)
-        busy = [one for one in found if one is not None and one.depth > 1]
-        looks = int(self.gateway.timeout_ms / 1000 / _LOOK_S)
-        self._release_after(busy, looks, Release(consumer, RELEASE_PAGE, int(cause), reason))
-
-    def _release_after(self, busy: list[Operator], looks: int, release: Release) -> None:
-        # What is on its way is applied first in any case: operations of a node keep their order.
-        busy = [one for one in busy if one.depth > 1 and not one.has_ended]
-        if busy and looks:
-            self.call_later(_LOOK_S, self._release_after, busy, looks - 1, release)
+        release = Release(consumer.name, RELEASE_PAGE, int(cause), reason)
+        if consumer.asked:
+            self._leaving[consumer] = release
         else:
+            self._release(0, release)
+
+    def hurry(self) -> None:
+        """Wait no longer for what consumers have asked for that are gone."""
+        leaving, self._leaving = self._leaving, {}
+        for release in leaving.values():
             self._release(0, release)
 
     def _release(self, attempt: int, release: Release) -> None:

@@ -190,11 +190,9 @@ class Service:
         self._answered(seq, result)
 
     def _note(self, result: Result, shown: Iterable[tuple[int, int]] = ()) -> None:
+        self._budget.note(result)
         if isinstance(result, Failure):
-            self._budget.spend(result)
             self._consumer.doubts(result, shown)
-        else:
-            self._budget.earn()
 
     def _unfit(self, request: Unfit) -> None:
         raise bad_request(request.problem)
@@ -411,7 +409,8 @@ class Service:
             operator = self._operators.operate(target, epoch)
             if operator is not None:
                 callback = partial(self._answered, request.seq)
-                operator.ask(Step(encoded, callback, request.is_verdict, request.is_ending))
+                is_verdict, is_ending = request.is_verdict, request.is_ending
+                operator.ask(Step(encoded, callback, is_verdict, is_ending, self._consumer))
                 return
         callback = partial(self._direct, request.seq)
         self._gateway.submit(encoded, callback, is_ending=request.is_ending)
@@ -426,7 +425,8 @@ class Service:
         done = partial(self._transacted, request.seq, name, touches, self._touched(touches))
         operator = self._operators.operate(target, request.epoch)
         if operator is not None:
-            operator.ask(Step(encoded, done, is_verdict=False, is_ending=True))
+            step = Step(encoded, done, is_verdict=False, is_ending=True, asker=self._consumer)
+            operator.ask(step)
         else:
             self._gateway.submit(encoded, partial(self._counted, done), is_ending=True)
 
@@ -457,15 +457,14 @@ class Service:
 
         def go_on() -> None:
             done = partial(self._transacted, request.seq, name, touches, self._touched(touches))
-            self._operators.transact(shown, encoded, done, weight=len(operations))
+            self._operators.transact(
+                shown, encoded, done, weight=len(operations), asker=self._consumer
+            )
 
         self._if_allowed(request.seq, targets, go_on)
 
     def _counted(self, then: Callable[[Result], object], result: Result) -> None:
-        if isinstance(result, Failure):
-            self._budget.spend(result)
-        else:
-            self._budget.earn()
+        self._budget.note(result)
         then(result)
 
     def _transacted(

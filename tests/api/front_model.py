@@ -221,6 +221,7 @@ class Said:
 
     number: int
     node: Node
+    asker: "Connection | None"
     operators: tuple[Operator, ...]  # in whose queues it is; none if it goes straight on
     about: tuple[Session, ...]  # the sessions that it changes
     ends: tuple[Session, ...]  # those that it ends
@@ -293,8 +294,8 @@ class Connection:
         must(self.is_open, "a connection that is gone was told of a loss", session_id)
         is_held = self.node.gateway.is_held(session_id, epoch, self.name)
         must(not is_held, "a session was said to be lost that is not:", session_id, cause)
-        is_own = (self.node, session_id, epoch) in self.world.ended
-        must(not is_own, "a session was said to be lost that was ended here:", session_id)
+        is_own = (self, session_id, epoch) in self.world.ended
+        must(not is_own, "a session was said to be lost that its consumer ended:", session_id)
         if self.believes.get(session_id) == epoch:
             del self.believes[session_id]
         self.maybe.discard(session_id)
@@ -417,7 +418,8 @@ class World:
         self.memory: dict[int, int] = {}  # known to consumers that have vanished
         self.callers: dict[int, int] = {}  # known to callers that have no connection
         self.left: set[bytes] = set()  # consumers that have left for certain
-        self.ended: set[tuple[Node, int, int]] = set()  # by an operator's verdict that was answered
+        # By an operator's verdict that was answered, and by whom.
+        self.ended: set[tuple[Connection | None, int, int]] = set()
         self.polls: list[Poll] = []
         self._is_calm = False
         self._number = 0
@@ -481,20 +483,20 @@ class World:
         believers = [one.believes for one in self.open]
         return any(one.get(session_id) == epoch for one in (self.memory, self.callers, *believers))
 
-    def _ended(self, node: Node, sessions: Iterable[Session], *, is_certain: bool) -> None:
+    def _ended(self, said: Said, *, is_certain: bool) -> None:
         """Take note of a verdict that was heard of, or may have been done.
 
-        Who operates the session through another node is told that it is lost.
+        Whoever else operates the session, at this node or another, is told that it is lost.
         """
-        for session_id, epoch in sessions:
+        one = said.asker
+        for session_id, epoch in said.ends:
             for known in (self.memory, self.callers):
                 if known.get(session_id) == epoch:
                     del known[session_id]
-            for one in self.open:
-                if one.node is node and one.believes.get(session_id) == epoch:
-                    del one.believes[session_id]
-                    if not is_certain:
-                        one.maybe.add(session_id)
+            if one is not None and one.believes.get(session_id) == epoch:
+                del one.believes[session_id]
+                if not is_certain:
+                    one.maybe.add(session_id)
 
     # What is said of sessions
 
@@ -505,6 +507,7 @@ class World:
         then: Callable[[Result], object],
         *,
         is_txn: bool,
+        asker: Connection | None = None,
         extra: Sequence[Any] = (),
         idempotency_key: bytes | None = None,
     ) -> None:
@@ -521,6 +524,7 @@ class World:
         said = Said(
             self.next_number(),
             node,
+            asker,
             tuple(dict.fromkeys(one for one in found if one is not None)),
             # Of what this node does not know the epoch of yet, a transaction has no place in order.
             tuple(
@@ -548,15 +552,17 @@ class World:
             then(result)
 
         callback = self.once(answered)
+        who = None if asker is None else asker.consumer
         first = found[0]
         if is_txn:
             with_verdicts = [
                 (*one, isinstance(operation, VERDICTS))
                 for one, operation in zip(shown, operations, strict=True)
             ]
-            node.operators.transact(with_verdicts, encoded, callback, weight=len(operations))
+            weight = len(operations)
+            node.operators.transact(with_verdicts, encoded, callback, weight=weight, asker=who)
         elif first is not None:
-            first.ask(Step(encoded, callback, bool(verdicts), asks[0].is_ending))
+            first.ask(Step(encoded, callback, bool(verdicts), asks[0].is_ending, who))
         else:
             node.gateway.submit(encoded, callback, is_ending=asks[0].is_ending)
 
@@ -568,9 +574,9 @@ class World:
         if not isinstance(result, Failure):
             must(not said.is_skipped, "done though what was before it had failed:", said)
             must(not said.is_unique or said.applied, "said to be done and is not:", said)
-            self._ended(said.node, said.ends, is_certain=True)
+            self._ended(said, is_certain=True)
             if said.operators:
-                self.ended |= {(said.node, *one) for one in said.ends if one in said.about}
+                self.ended |= {(said.asker, *one) for one in said.ends if one in said.about}
             return
         if result is SKIPPED:
             self.seen["skipped"] += 1
@@ -582,7 +588,7 @@ class World:
             must(not said.applied, "done, and said not to be:", said, result)
         elif said.ends:
             self.seen["verdict unknown"] += 1
-            self._ended(said.node, said.ends, is_certain=False)
+            self._ended(said, is_certain=False)
         for operator in said.operators:
             for behind in self._by_operator[operator]:
                 if behind.number > said.number:
@@ -600,8 +606,7 @@ class World:
             return
         match encoded[1]:  # an array's first element
             case op.Release.code:
-                name = decoded_release(encoded)
-                must(name in self.left, "a consumer was released that has not left:", name)
+                self._released(decoded_release(encoded))
             case op.Store.code:
                 session_id, epoch = decoded_store(encoded)
                 self.seen["given back"] += 1
@@ -611,6 +616,19 @@ class World:
                 broken("done though nobody has asked:", encoded)
             case _:
                 pass
+
+    def _released(self, name: bytes) -> None:
+        must(name in self.left, "a consumer was released that has not left:", name)
+        for said in self._said:
+            if said.asker is None or said.asker.name != name:
+                continue
+            is_heard = said.is_answered or not said.operators
+            must(is_heard, "released before all was done that it had said:", name, said)
+            result = said.result
+            is_open = isinstance(result, Failure) and result.outcome is Outcome.UNKNOWN
+            if said.is_insisted and is_open:
+                is_waited_for = said.operators[0].has_ended or not said.operators[0].is_storing
+                must(is_waited_for, "released before its verdict was done:", name, said)
 
     def _done_as_said(self, candidates: list[Said]) -> None:
         possible = [

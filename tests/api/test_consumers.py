@@ -1,20 +1,13 @@
-"""Signs of life, and what becomes of what a consumer holds; time is in the test's hand.
-
-The second part plays consumers at three nodes against each other at random: they come, work, lose
-their connections, resume elsewhere, while answers come late or not at all.
-"""
+"""Signs of life, and what becomes of what a consumer holds; time is in the test's hand."""
 
 from typing import Any
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from api.consumers import BEATS_PER_LEASE, SILENT_PERIODS, Consumer, Consumers, Sign
 from api.operators import Operators, Step
 from cluster.failures import TimedOut
-from state import Cause, Created, Failure, Outcome, Phase, encode
+from state import Cause, Phase, encode
 from state import operations as op
 from state.policy import DEFAULT_POLICY
 from tests.api.fakes import FakeCluster, FakeGateway, patient_budget
@@ -191,6 +184,27 @@ def test_leaving_covers_what_is_still_on_its_way(node: Node) -> None:
     assert node.session(1).phase is Phase.STORED
 
 
+def test_heartbeats_go_on_until_all_is_done_that_one_had_said_who_has_left(node: Node) -> None:
+    consumer, _ = node.connect()
+    ids = [node.new(consumer), node.new(consumer)]
+    operator = node.operators.operate(ids[0], 1)
+    assert operator is not None
+    for data in (b"1", b"2"):
+        append = encode(op.Append(ids[0], 1, data))
+        step = Step(append, lambda _: None, is_verdict=False, is_ending=False, asker=consumer)
+        operator.ask(step)
+    consumer.leave(Cause.DISCONNECTED, "it left")
+    node.cluster.loop.advance(LEASE_S * 0.9)
+    node.gateway.commit()
+    node.cluster.loop.advance(LEASE_S * 0.9)
+    assert node.cluster.machine.stale(100) == []
+    node.gateway.commit_all()
+    assert [node.session(one).phase for one in ids] == [Phase.STORED] * 2
+    assert node.session(ids[0]).data == b"12"
+    node.cluster.loop.advance(LEASE_S)
+    assert (node.cluster.loop.count, len(node.gateway.queue)) == (0, 0)
+
+
 def test_what_is_given_to_one_that_has_left_is_released_once_more(node: Node) -> None:
     consumer, _ = node.connect()
     consumer.leave(Cause.SHUTDOWN, "it left")
@@ -352,236 +366,3 @@ def test_what_was_resumed_at_another_node_is_told_and_let_go(node: Node) -> None
     consumer.leave(Cause.DISCONNECTED, "it left")
     node.gateway.commit()
     assert node.session(ids[1]).phase is Phase.ACTIVE
-
-
-# At random
-
-
-class Client:
-    """A program that directs operators, over one connection after another."""
-
-    def __init__(self, node: Node) -> None:
-        self.holds: dict[int, int] = {}  # what it believes to hold: epochs by session
-        self.hopes: set[int] = set()  # of these, what it is not certain of
-        self.open_requests = 0
-        self.connect(node)
-
-    def connect(self, node: Node) -> None:
-        self.node = node
-        self.is_connected = True
-        self.consumer = node.consumers.connect(self)
-
-    def sign(self) -> Sign:
-        return Sign.SILENCE
-
-    def on_beat(self) -> None:
-        pass
-
-    def on_silence(self) -> None:
-        self.is_connected = False
-        self.consumer.vanish()
-
-    def on_lost(self, session_id: int, epoch: int, cause: str) -> None:  # noqa: ARG002
-        if self.holds.get(session_id) == epoch:
-            del self.holds[session_id]
-
-
-CLIENT = st.integers(0, 1)
-NODE = st.integers(0, 1)
-
-
-class Consumed(RuleBasedStateMachine):
-    """Consumers come and go, and nothing is lost, held twice, or forgotten."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.cluster = FakeCluster()
-        self.nodes = [Node(self.cluster, name) for name in "ab"]
-        self.all = [Client(self.nodes[0]), Client(self.nodes[1])]
-        self.ended: set[int] = set()  # by a verdict, or in doubt
-        self.resumed: dict[int, tuple[Client, Consumer]] = {}
-        self.left: list[bytes] = []  # consumers that have left for certain
-
-    def submit(self, client: Client, operation: Any, done: Any, *shown: tuple[int, int]) -> None:
-        """As a connection does: an answer of a connection that is gone is not heard."""
-        consumer = client.consumer
-        consumer.asks()
-
-        def answered(result: Any) -> None:
-            if isinstance(result, Failure):
-                consumer.doubts(result, shown)
-            done(consumer, result, client.is_connected and client.consumer is consumer)
-
-        client.node.gateway.submit(encode(operation), answered)
-
-    @rule(number=CLIENT, count=st.integers(1, 3))
-    def begin(self, number: int, count: int) -> None:
-        client = self.all[number]
-        if not client.is_connected:
-            return
-
-        def created(consumer: Consumer, result: Any, is_heard: bool) -> None:
-            if isinstance(result, Created):
-                consumer.take(result.session_id, result.epoch)
-                if is_heard and self.nodes[0].gateway.epoch(result.session_id) == result.epoch:
-                    client.holds[result.session_id] = result.epoch
-
-        for _ in range(count):
-            self.submit(client, op.New(THEME, consumer=client.consumer.name), created)
-
-    @rule(number=CLIENT, count=st.integers(1, 3))
-    def acquire(self, number: int, count: int) -> None:
-        client = self.all[number]
-        if not client.is_connected:
-            return
-
-        def acquired(consumer: Consumer, result: Any, is_heard: bool) -> None:
-            if isinstance(result, Failure):
-                return
-            for one in result:
-                consumer.take(one.session_id, one.epoch)
-                if is_heard and self.nodes[0].gateway.epoch(one.session_id) == one.epoch:
-                    client.holds[one.session_id] = one.epoch
-
-        self.submit(client, op.Acquire((THEME,), count, client.consumer.name), acquired)
-
-    @rule(number=CLIENT, verdict=st.sampled_from(["append", "remove", "store"]))
-    def work(self, number: int, verdict: str) -> None:
-        client = self.all[number]
-        if not client.is_connected or not client.holds:
-            return
-        session_id, epoch = min(client.holds.items())
-        operator = client.node.operators.operate(session_id, epoch)
-        if operator is None:
-            return
-        operation: Any = op.Append(session_id, epoch, b"x")
-        if verdict != "append":
-            kind = op.Remove if verdict == "remove" else op.Store
-            operation = kind(session_id, epoch)
-            del client.holds[session_id]
-            self.ended.add(session_id)
-        client.open_requests += 1
-
-        def answered(_: Any) -> None:
-            client.open_requests -= 1
-
-        is_verdict = verdict != "append"
-        operator.ask(Step(encode(operation), answered, is_verdict, is_verdict))
-
-    @rule(number=CLIENT)
-    def leave(self, number: int) -> None:
-        client = self.all[number]
-        if client.is_connected:
-            client.is_connected = False
-            client.consumer.leave(Cause.DISCONNECTED, "it left")
-            self.left.append(client.consumer.name)
-            self.ended |= client.holds.keys()
-            client.holds.clear()
-
-    @rule(number=CLIENT)
-    def vanish(self, number: int) -> None:
-        client = self.all[number]
-        if client.is_connected:
-            client.is_connected = False
-            client.consumer.vanish()
-
-    @rule(number=CLIENT, node=NODE, also_old=st.booleans())
-    def come_back(self, number: int, node: int, also_old: bool) -> None:
-        """Resume what it holds, over a new connection, anywhere; perhaps the old one lives on."""
-        client = self.all[number]
-        if client.is_connected and not also_old:
-            return
-        client.connect(self.nodes[node])
-        name = client.consumer.name
-        for session_id, epoch in client.holds.items():
-
-            def touched(
-                consumer: Consumer,
-                result: Any,
-                is_heard: bool,
-                session_id: int = session_id,
-                epoch: int = epoch,
-            ) -> None:
-                if not isinstance(result, Failure):
-                    consumer.take(session_id, epoch, is_known=True)
-                    if is_heard:
-                        self.resumed[session_id] = client, consumer
-                elif is_heard and result.outcome is Outcome.NOT_APPLIED:
-                    client.holds.pop(session_id, None)
-
-            touch = op.Touch(session_id, epoch, name)
-            self.submit(client, touch, touched, (session_id, epoch))
-
-    @rule(node=NODE)
-    def commit(self, node: int) -> None:
-        self.nodes[node].gateway.commit()
-
-    @rule(node=NODE, was_sent=st.booleans())
-    def expire(self, node: int, was_sent: bool) -> None:
-        self.nodes[node].gateway.expire(was_sent=was_sent)
-
-    @rule(seconds=st.sampled_from([0.0, 0.05, 1.0]))
-    def advance(self, seconds: float) -> None:
-        """Less than a lease in all: what ends by its lease is another matter."""
-        if self.cluster.loop.time() < LEASE_S / 2:
-            self.cluster.loop.advance(seconds)
-
-    @rule(number=CLIENT)
-    def beat(self, number: int) -> None:
-        client = self.all[number]
-        if client.is_connected:
-            client.consumer._beat()  # noqa: SLF001 - now, and not at its time
-
-    @invariant()
-    def one_operator_at_a_node_shows_one_epoch(self) -> None:
-        for node in self.nodes:
-            for operator in node.operators:
-                assert not operator.has_ended
-                assert node.gateway.epoch(operator.session_id) == operator.epoch
-
-    @invariant()
-    def nobody_holds_what_is_over(self) -> None:
-        for client in self.all:
-            if client.is_connected:
-                for session_id in client.consumer.held:
-                    assert self.nodes[0].gateway.epoch(session_id)
-
-    @invariant()
-    def what_was_resumed_is_never_stored_by_another(self) -> None:
-        for session_id, (client, consumer) in list(self.resumed.items()):
-            holds = client.is_connected and client.consumer is consumer
-            if not holds or session_id in self.ended or session_id not in client.holds:
-                del self.resumed[session_id]
-                continue
-            session = self.cluster.machine.session(session_id)
-            assert session is not None
-            assert session.phase is Phase.ACTIVE
-
-    def teardown(self) -> None:
-        """At rest all agree, and every request was answered."""
-        for client in self.all:
-            if client.is_connected:
-                client.consumer.was_heard = True
-                client.consumer._beat()  # noqa: SLF001
-        for _ in range(100):
-            for node in self.nodes:
-                node.gateway.commit_all()
-            if not any(node.gateway.queue for node in self.nodes):
-                if self.cluster.loop.time() > LEASE_S * 0.9:
-                    break
-                self.cluster.loop.advance(0.5)
-        for client in self.all:
-            assert client.open_requests == 0
-            if client.is_connected:
-                held = {one for one, _ in client.node.gateway.held_by(client.consumer.name)}
-                assert client.consumer.held == held
-        for name in self.left:
-            assert not list(self.cluster.machine.held_by(name))
-        for node in self.nodes:
-            assert node.operators.releasing == 0
-            for operator in node.operators:
-                assert operator.depth == 0
-
-
-TestConsumed = Consumed.TestCase
-TestConsumed.settings = settings(stateful_step_count=60)

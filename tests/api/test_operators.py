@@ -29,6 +29,7 @@ class Consumer:
 
     def __init__(self, name: bytes = b"worker") -> None:
         self.name = name
+        self.asked = 0
         self.held: set[int] = set()
         self.ended: list[int] = []
         self.lost: list[tuple[int, str]] = []
@@ -66,7 +67,8 @@ class Setting:
         """Have the operator do it."""
         answers = Answers()
         is_verdict = isinstance(operation, VERDICTS)
-        self.operator.ask(Step(encode(operation), answers, is_verdict, is_verdict))
+        step = Step(encode(operation), answers, is_verdict, is_verdict, self.consumer)
+        self.operator.ask(step)
         return answers
 
     def append(self, data: bytes = b"x", if_revision: int | None = None) -> Answers:
@@ -290,10 +292,56 @@ def test_a_consumer_that_resumes_takes_the_operator_over_with_what_is_on_its_way
     assert at.operators.begin(at.id, 1, other) is at.operator
     assert at.consumer.lost == [(at.id, "resumed")]
     assert other.held == {at.id}
-    at.ask(op.Remove(at.id, 1))
+    ask(at.operator, op.Remove(at.id, 1), other)
     at.node.commit_all()
     assert answers == [2]
-    assert other.ended == [at.id]
+    assert (other.ended, other.lost) == ([at.id], [])
+
+
+@pytest.mark.parametrize("is_txn", [False, True])
+def test_who_has_resumed_is_told_of_the_verdict_of_who_held_before(
+    at: Setting, *, is_txn: bool
+) -> None:
+    remove = op.Remove(at.id, 1)
+    answers = transact(at, remove) if is_txn else at.ask(remove)
+    other = Consumer(b"other")
+    at.operators.begin(at.id, 1, other)
+    at.node.commit_all()
+    assert len(answers) == 1
+    assert not isinstance(answers[0], Failure)
+    assert (other.ended, other.lost) == ([], [(at.id, "removed")])
+
+
+def test_who_resumes_though_its_own_verdict_is_in_doubt_is_told_when_that_is_done(
+    at: Setting,
+) -> None:
+    at.ask(op.Store(at.id, 1))
+    at.node.expire()
+    at.node.sent.clear()
+    at.cluster.do(op.Touch(at.id, 1, at.consumer.name))
+    at.operators.begin(at.id, 1, at.consumer)
+    at.cluster.loop.advance(0.2)
+    at.node.commit_all()
+    assert at.phase() is Phase.STORED
+    assert (at.consumer.ended, at.consumer.lost) == ([], [(at.id, "requested")])
+
+
+def test_what_is_said_behind_a_verdict_that_is_insisted_on_ends_in_time(at: Setting) -> None:
+    at.ask(op.Store(at.id, 1))
+    at.node.expire()
+    at.node.refusal = Overloaded(100)
+    first, second = at.append(b"1"), at.append(b"2")
+    timeout_ms = at.node.timeout_ms
+    at.cluster.loop.advance(timeout_ms / 1000 - 0.1)
+    assert (first, second) == ([], [])
+    at.cluster.loop.advance(0.2)
+    assert (first, second) == ([TimedOut(was_sent=False, waited_ms=timeout_ms)], [SKIPPED])
+    at.node.refusal = None
+    at.cluster.loop.advance(BACKOFF_MAX_S)
+    at.node.commit_all()
+    assert at.phase() is Phase.STORED
+    assert at.session().data == b""
+    assert at.consumer.asked == 0
 
 
 def test_an_older_epoch_never_replaces_a_newer_one(at: Setting) -> None:
@@ -353,7 +401,7 @@ def test_release_stores_page_by_page_what_is_still_the_consumers(at: Setting) ->
     ids = [at.new() for _ in range(RELEASE_PAGE + 5)]
     resumed = ids[3]
     at.cluster.do(op.Touch(resumed, 1, b"elsewhere"))
-    at.operators.release(at.consumer.name, Cause.DISCONNECTED, "gone")
+    at.operators.release(at.consumer, Cause.DISCONNECTED, "gone")
     assert at.operators.releasing == 1
     at.node.commit()
     assert at.operators.releasing == 1
@@ -366,7 +414,7 @@ def test_release_stores_page_by_page_what_is_still_the_consumers(at: Setting) ->
 def test_release_goes_on_through_failures_and_within_the_clusters_limits(at: Setting) -> None:
     at.cluster.do(op.SetLimits((("acquire_count", 1),)))
     other = at.new()
-    at.operators.release(at.consumer.name, Cause.SHUTDOWN, "gone")
+    at.operators.release(at.consumer, Cause.SHUTDOWN, "gone")
     at.node.expire()
     at.node.sent.clear()
     at.cluster.loop.advance(0.3)
@@ -387,7 +435,7 @@ def transact(at: Setting, *operations: Any) -> Answers:
         if hasattr(one, "epoch")
     ]
     encoded = encode(op.Txn(tuple(operations)))
-    at.operators.transact(shown, encoded, answers, weight=len(operations))
+    at.operators.transact(shown, encoded, answers, weight=len(operations), asker=at.consumer)
     return answers
 
 
@@ -441,11 +489,11 @@ def test_the_verdicts_of_a_transaction_end_operators_as_any(at: Setting) -> None
     assert late == [SessionNotFound()]
 
 
-def ask(operator: Operator, operation: Operation) -> Answers:
+def ask(operator: Operator, operation: Operation, asker: Consumer | None = None) -> Answers:
     """Have any operator do something."""
     answers = Answers()
     is_verdict = isinstance(operation, VERDICTS)
-    operator.ask(Step(encode(operation), answers, is_verdict, is_verdict))
+    operator.ask(Step(encode(operation), answers, is_verdict, is_verdict, asker))
     return answers
 
 
@@ -505,7 +553,7 @@ def test_any_number_of_transactions_is_skipped_at_once(at: Setting, is_chain: bo
 
 def test_what_a_consumer_has_said_is_done_before_it_is_released(at: Setting) -> None:
     said = [at.append(b"1"), at.append(b"2"), at.ask(op.Remove(at.id, 1))]
-    at.operators.release(at.consumer.name, Cause.DISCONNECTED, "gone", [at.id])
+    at.operators.release(at.consumer, Cause.DISCONNECTED, "gone")
     for _ in range(20):
         at.node.commit_all()
         at.cluster.loop.advance(0.05)
@@ -513,6 +561,34 @@ def test_what_a_consumer_has_said_is_done_before_it_is_released(at: Setting) -> 
     assert said == [[2], [3], [3]]
     assert at.operators.releasing == 0
     assert at.cluster.machine.session(at.id) is None
+
+
+def test_a_verdict_that_is_insisted_on_is_done_before_its_consumer_is_released(
+    at: Setting,
+) -> None:
+    other = at.new()
+    at.ask(op.Remove(at.id, 1))
+    at.node.expire()
+    at.node.sent.clear()
+    at.operators.release(at.consumer, Cause.DISCONNECTED, "gone")
+    assert (at.operators.releasing, at.node.queue) == (1, [])
+    at.cluster.loop.advance(0.2)
+    at.node.commit_all()
+    at.node.commit_all()
+    assert at.cluster.machine.session(at.id) is None
+    assert at.phase(other) is Phase.STORED
+    assert at.operators.releasing == 0
+
+
+def test_in_a_hurry_nothing_is_waited_for_before_a_release(at: Setting) -> None:
+    at.ask(op.Remove(at.id, 1))
+    at.node.expire()
+    at.node.sent.clear()
+    at.operators.release(at.consumer, Cause.SHUTDOWN, "gone")
+    at.operators.hurry()
+    at.node.commit_all()
+    assert at.phase() is Phase.READY
+    assert at.operators.releasing == 0
 
 
 def test_transactions_over_the_same_sessions_never_wait_for_each_other(at: Setting) -> None:

@@ -397,6 +397,53 @@ async def test_who_breaks_off_at_its_bound_is_gone_at_once(tmp_path: Path) -> No
         await until(lambda: len(node.front.waiters) == 0)
 
 
+async def test_all_that_is_said_before_a_farewell_is_done_with_what_is_resumed_in_the_same_breath(
+    node: Running,
+) -> None:
+    async with connect(node) as ws:
+        created = await ws.ask("new", theme=THEME)
+        kept = await ws.ask("new", theme=THEME)
+        ws.vanish()
+    one, other = ({"id": new["id"], "epoch": 1} for new in (created, kept))
+    async with connect(node) as ws:
+        await ws.send(
+            [
+                ws.request("resume", sessions=[one, other]),
+                ws.request("append", **one, text="a"),
+                ws.request("append", **one, text="b"),
+                ws.request("append", **other, text="a"),
+                ws.request("append", **other, text="b"),
+                ws.request("remove", **one),
+            ]
+        )
+        await ws.socket.close(code=1000)
+        await until(lambda: not is_active(node, kept["id"]), 5)
+    assert session(node, created["id"]) is None
+    found = session(node, kept["id"])
+    assert found is not None
+    assert (found.data, last_cause(node, kept["id"])[0]) == (b"ab", "disconnected")
+    assert no_operators(node)
+
+
+async def test_who_resumes_at_the_same_node_is_told_of_the_verdict_of_who_held_before(
+    node: Running,
+) -> None:
+    async with connect(node) as first, connect(node) as second:
+        created = await first.ask("new", theme=THEME)
+        held = {"id": created["id"], "epoch": 1}
+        removing = [first.request("append", **held, text="a") for _ in range(100)]
+        removing.append(first.request("remove", **held))
+        await first.send(removing)
+        (resumed,) = (await second.ask("resume", sessions=[held]))["sessions"]
+        last = await first.answer(removing[-1]["seq"])
+        if "error" in resumed:  # all was done before it came
+            assert resumed["error"]["code"] == "session_not_found"
+        else:
+            assert "error" not in last
+            lost = await second.push("lease_lost")
+            assert (lost["id"], lost["cause"]) == (created["id"], "removed")
+
+
 async def test_a_farewell_is_heard_at_the_bound(tmp_path: Path) -> None:
     async with server(tmp_path, http=replace(HTTP, websocket_requests_in_flight=4)) as node:
         async with connect(node) as ws:

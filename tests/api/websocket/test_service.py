@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from aiohttp import ClientSession
 from api import requests as ask
 from api.security.tokens import new_token
 from api.websocket.frames import FRAME_REQUESTS_MAX, JSON
+from cluster.failures import TimedOut
 from state import Failure, Operation, Phase, encode
 from state.operations import SetPolicy
 from tests.api.security.files import entry
@@ -456,6 +457,25 @@ async def test_scopes_and_themes_hold_for_every_request(tmp_path: Path) -> None:
         assert resumed["error"]["code"] == "session_not_found"
         assert (await working.ask("append", id=own["id"], epoch=1, text="x"))["revision"] == 2
         assert (await working.error("append", id="999", epoch=1))["code"] == "session_not_found"
+
+
+async def test_who_cannot_be_told_the_theme_of_what_it_resumes_is_told_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = new_token()
+    text = entry(token, "some", '["operate"]', f"themes = [{THEME}]")
+
+    def late(callback: Callable[[Any], object], *, timeout_ms: int | None = None) -> None:
+        callback(TimedOut(was_sent=False, waited_ms=timeout_ms or 1))
+
+    async with server(tmp_path, tokens=text) as node, connect(node, token=token) as ws:
+        created = await ws.ask("new", theme=THEME)
+        monkeypatch.setattr(node.front.gateway, "theme_of", lambda _: None)  # it lags behind
+        monkeypatch.setattr(node.front.gateway, "read", late)
+        held = {"id": created["id"], "epoch": 1}
+        (resumed,) = (await ws.ask("resume", sessions=[held]))["sessions"]
+        assert resumed["error"]["code"] == "timed_out"
+        assert resumed["error"]["retryable"] is True
 
 
 async def test_a_token_that_is_taken_away_ends_the_connection(tmp_path: Path) -> None:
