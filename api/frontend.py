@@ -88,9 +88,15 @@ class FrontEnd:
         self.check_targets(principal, scope, (target,), then)
 
     def check_targets(
-        self, principal: Principal, scope: Scope, targets: Sequence[Target], then: Known
+        self,
+        principal: Principal,
+        scope: Scope,
+        targets: Sequence[Target],
+        then: Known,
+        *,
+        timeout_ms: int | None = None,
     ) -> None:
-        """The same for several.
+        """The same for several; they are read in the given time, or in an operation's.
 
         Some time passes between this and what is then done. So an id that no session has had yet is
         refused here: one of anybody's may have it by then. One that is gone stays so.
@@ -114,7 +120,7 @@ class FrontEnd:
             else:
                 then(self._refusal_of(principal, scope, targets))
 
-        self.gateway.read(read)
+        self.gateway.read(read, timeout_ms=timeout_ms)
 
     def _theme(self, target: Target) -> int | None:
         return target[0] if isinstance(target, tuple) else self.gateway.theme_of(target)

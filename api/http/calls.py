@@ -277,7 +277,13 @@ class Call:
             self.front.check(self.principal, scope)
             return
         refused: Refusal | None = await self.wait_for(
-            lambda then: self.front.check_targets(self.principal, scope, targets, then)
+            partial(
+                self.front.check_targets,
+                self.principal,
+                scope,
+                targets,
+                timeout_ms=self.timeout_ms,
+            )
         )
         if refused is not None:
             raise refused
@@ -346,11 +352,7 @@ class Call:
             is_ending=is_ending,
         )
         result = await self.wait_for(submit, abandoned)
-        budget = self.front.operators.budget
-        if isinstance(result, Failure):
-            budget.spend(result)
-        else:
-            budget.earn()
+        self.front.operators.budget.note(result)
         return _checked(result)
 
     async def read(self) -> None:

@@ -4,11 +4,15 @@ import asyncio
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from api.identifiers import session_text
+from api.security import new_token
 from tests.api.http import raw
 from tests.api.http.client import Client, client
+from tests.api.security.files import entry
 from tests.api.servers import HTTP, Running, server
 
 NEW = "/v1/themes/7/sessions"
@@ -132,6 +136,26 @@ async def test_a_timeout_is_bounded_and_not_needed(caller: Client) -> None:
     for timeout_s in ("2.5", "999999999"):
         answer = await caller.post(NEW, b"a", headers={"Ritornello-Timeout": timeout_s})
         assert answer.status == 201
+
+
+async def test_a_timeout_bounds_what_is_read_to_check_a_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = new_token()
+    text = entry(token, "some", '["read", "operate"]', 'themes = ["7"]')
+    async with server(tmp_path, tokens=text) as running, client(running, token=token) as caller:
+        gateway, waits = running.front.gateway, list[Any]()
+        read = gateway.read
+
+        def noted(callback: Any, *, timeout_ms: int | None = None) -> None:
+            waits.append(timeout_ms)
+            read(callback, timeout_ms=timeout_ms)
+
+        monkeypatch.setattr(gateway, "read", noted)
+        headers = {"Ritornello-Timeout": "0.25", "Ritornello-Epoch": "1"}
+        answer = await caller.post(f"/v1/sessions/{session_text(9)}/append", b"a", headers=headers)
+        assert answer.problem == (404, "session_not_found")
+        assert waits == [250]
 
 
 # Request ids
