@@ -46,8 +46,10 @@ _CANNOT_START = {
     ExitStatus.SETTINGS: "the data directory cannot be used",
     ExitStatus.DISK: "the disk does not hold a whole node",
 }
+_ALONE_S = 1.0  # without a majority
 _QUIET_S = 1.0  # without a request: nobody, and no balancer, seems to count on this node any more
-_RELEASE_TIMEOUT_S = 5.0
+_SAID_TIMEOUT_S = 3.0  # for what was said before it came to that
+_RELEASE_TIMEOUT_S = 3.0
 
 
 def serve(settings: ServerSettings) -> int:
@@ -81,6 +83,7 @@ class Server:
         self.gateway = Gateway(settings.node)
         self._leaving: asyncio.Future[ExitStatus] = asyncio.get_running_loop().create_future()
         self._leaving_s = 0.0  # since when
+        self._reached_s = 0.0  # when a majority was last connected, while it leaves
         self._is_hurried = asyncio.Event()
         self._http: Http | None = None
         self._listener: Listener | None = None
@@ -205,8 +208,22 @@ class Server:
             await self._until(lambda: not front.connections and self._is_quiet, drain_ms / 1000)
         for one in list(front.connections):
             one.shut_down()
-        if is_able:
-            await self._until(lambda: not front.operators.releasing, _RELEASE_TIMEOUT_S)
+        self._reached_s = time.monotonic()
+        if not is_able:
+            return
+        await self._until(self._is_released, _SAID_TIMEOUT_S)
+        front.operators.hurry()
+        await self._until(self._is_released, _RELEASE_TIMEOUT_S)
+
+    def _is_released(self) -> bool:
+        """Whether what must be stored is, or cannot be: whoever stops last has nobody to wait for.
+
+        It counts as alone when it has been so for a while.
+        """
+        now_s = time.monotonic()
+        if self.gateway.reaches_majority:
+            self._reached_s = now_s
+        return not self.front.operators.releasing or now_s > self._reached_s + _ALONE_S
 
     @property
     def _is_quiet(self) -> bool:

@@ -247,18 +247,19 @@ class Node:
             deadline_s = self._loop.time() + self.settings.stop_timeout_ms / 1000
             replica.queue.stop("it is being stopped")
             half_s = (deadline_s + self._loop.time()) / 2
-            await self._answer_all(replica, half_s)
+            is_alone = await self._answer_all(replica, half_s)
             if self.settings.others and replica.member.is_leader:
                 done: asyncio.Future[bool] = self._loop.create_future()
                 remaining_s = max(deadline_s - self._loop.time(), 0.0) / 2
                 replica.transfer(remaining_s, partial(_set_once, done))
                 await done
-            await self._answer_all(replica, deadline_s)
+            if not is_alone:
+                await self._answer_all(replica, deadline_s)
             if not replica.is_stopped:
                 await self._last_checkpoint(replica, deadline_s)
 
-    async def _answer_all(self, replica: Replica, deadline_s: float) -> None:
-        """Wait until nobody waits any more.
+    async def _answer_all(self, replica: Replica, deadline_s: float) -> bool:
+        """Wait until nobody waits any more. Answers whether this node is alone by then.
 
         Not for long while too few members are there to commit anything: when a whole cluster is
         stopped, whoever is the last has nobody to wait for.
@@ -268,8 +269,9 @@ class Node:
             if replica.member.replication.reaches_majority:
                 alone_s = self._loop.time()
             elif self._loop.time() >= alone_s + _ALONE_S:
-                break
+                return True
             await asyncio.sleep(0.01)
+        return False
 
     async def _last_checkpoint(self, replica: Replica, deadline_s: float) -> None:
         """Leave a short journal behind, so that the next start is quick."""

@@ -136,6 +136,24 @@ async def test_nobody_is_waited_for_who_does_not_come(tmp_path: Path) -> None:
         assert await node.ended() == ExitStatus.STOPPED
 
 
+async def test_the_last_of_a_cluster_that_stops_does_not_wait_though_a_session_is_held(
+    tmp_path: Path,
+) -> None:
+    flags = ("--node-stop-timeout-ms", "60000")
+    async with three_processes(tmp_path, *flags) as nodes:
+        last, *others = nodes
+        async with connect(last) as ws:
+            await ws.ask("new", theme=THEME)
+            for one in others:
+                one.signal(signal.SIGTERM)
+            assert [await one.ended() for one in others] == [ExitStatus.STOPPED] * 2
+            begin_s = time.monotonic()
+            last.signal(signal.SIGTERM)
+            assert (await ws.closed()).code == 1001
+        assert await last.ended() == ExitStatus.STOPPED
+        assert time.monotonic() - begin_s < 30
+
+
 async def test_sigterm_while_it_starts_lets_it_end_in_order(tmp_path: Path) -> None:
     async with process(tmp_path) as node:
         node.signal(signal.SIGTERM)
