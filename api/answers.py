@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from api import tracecontext
 from api.identifiers import key_text, session_text
 from state import Acquired, Cause, Created, Done, Phase, Result, Session, Stored
 
@@ -94,6 +95,8 @@ class SessionView(Struct, kw_only=True):
     lease_ms: int | None  # of what is active
     deadline_ms: int | None  # of what is active: when it is taken away without a sign of life
     size_bytes: int  # of all chunks together
+    traceparent: str | UnsetType = UNSET  # of whoever began it, if that is known
+    tracestate: str | UnsetType = UNSET
     history: list[CauseView]
     chunks: list[bytes] | UnsetType = UNSET
 
@@ -197,6 +200,7 @@ def view_of(session: Session, *, with_chunks: bool = True) -> SessionView:
     """A session as it is now."""
     phase = session.phase
     is_active = phase is Phase.ACTIVE
+    traceparent, tracestate = tracecontext.unpack(session.trace)
     return SessionView(
         id=session_text(session.session_id),
         theme=session.theme.theme_id,
@@ -212,6 +216,8 @@ def view_of(session: Session, *, with_chunks: bool = True) -> SessionView:
         lease_ms=session.lease_ms if is_active else None,
         deadline_ms=session.deadline_ms if is_active else None,
         size_bytes=session.data_bytes,
+        traceparent=traceparent or UNSET,
+        tracestate=tracestate or UNSET,
         history=[
             CauseView(
                 cause=cause_name(one.cause),

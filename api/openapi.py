@@ -111,6 +111,11 @@ _HEADERS: dict[str, tuple[str, Any]] = {
         "How long the operation may take, in seconds; the server has a bound of its own.",
         ask.TimeoutSeconds,
     ),
+    "traceparent": (
+        "The trace of whoever asks (W3C Trace Context). A session that is begun keeps it.",
+        str,
+    ),
+    "tracestate": ("What belongs to the trace.", str),
     "Last-Event-ID": ("The last event that was seen.", str),
     "X-Request-Id": ("An id for this request, for logs; without it the server makes one.", str),
 }
@@ -360,6 +365,8 @@ def _header_names(route: Route) -> Iterable[str]:
             yield "If-Match"
         if asks not in (ask.Acquire, ask.Take):
             yield "Idempotency-Key"
+        if asks in (ask.New, ask.Txn):
+            yield from ("traceparent", "tracestate")
     yield from route.headers
     if 504 in route.problems:  # noqa: PLR2004 - what waits for the cluster
         yield "Ritornello-Timeout"

@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, Struct
 
+from api import tracecontext
 from api.identifiers import SESSION_TEXT_MAX, SESSION_TEXT_PATTERN, key_bytes, session_number
 from api.problems import bad_request
 from state import Cause, OnConflict, Operation, encode, encode_fields
@@ -42,6 +43,15 @@ Seconds = Annotated[float, Meta(ge=0, le=1e11)]
 RememberSeconds = Annotated[float, Meta(gt=0, le=7 * DAY_MS / 1000)]
 Count = Annotated[int, Meta(ge=1, le=16_384)]
 Reason = Annotated[str, Meta(max_length=4096)]
+# Looked at by `tracecontext`: Python's `$` lets a line end.
+TraceParent = Annotated[str, Meta(extra_json_schema={"pattern": tracecontext.PARENT_PATTERN})]
+TraceState = Annotated[
+    str,
+    Meta(
+        max_length=tracecontext.STATE_CHARS_MAX,
+        extra_json_schema={"pattern": tracecontext.STATE_PATTERN},
+    ),
+]
 IdempotencyKey = Annotated[str, Meta(min_length=1, max_length=4096)]
 
 _CAUSES = {"requested": Cause.REQUESTED, "failed": Cause.FAILED, "shutdown": Cause.SHUTDOWN}
@@ -143,6 +153,8 @@ class New(Request, tag="new", kw_only=True):
     priority: Priority = PRIORITY_DEFAULT
     repeat_after: Seconds | None = None
     on_conflict: ConflictName = "reject"
+    traceparent: TraceParent | None = None  # W3C Trace Context; the session keeps it
+    tracestate: TraceState | None = None
 
     def fields(self, consumer: bytes | None) -> Fields:
         return (
@@ -153,6 +165,7 @@ class New(Request, tag="new", kw_only=True):
             _ms(self.repeat_after),
             _CONFLICTS[self.on_conflict],
             consumer,
+            b"" if self.traceparent is None else _trace(self.traceparent, self.tracestate or ""),
         )
 
 
@@ -368,6 +381,14 @@ def seconds_to_ms(seconds: float) -> int:
 
 def _ms(seconds: float | None) -> int | None:
     return None if seconds is None else seconds_to_ms(seconds)
+
+
+def _trace(traceparent: str, tracestate: str) -> bytes:
+    if not tracecontext.is_parent(traceparent):
+        raise bad_request("`traceparent` is not as W3C Trace Context has it")
+    if not tracecontext.is_state(tracestate):
+        raise bad_request("`tracestate` has other characters than those of ASCII that are printed")
+    return tracecontext.pack(traceparent, tracestate)
 
 
 def _chunk(data: bytes, text: str | None) -> bytes:

@@ -17,7 +17,7 @@ import msgpack
 
 from state.errors import LimitExceeded, Malformed, Refused, UnsupportedVersion
 from state.limits import LIMIT_RANGES, PROPOSER_CHARS_MAX, SEQUENCE_MAX, Limits
-from state.operations import OPERATIONS, Idempotent, Operation, Txn, field_names
+from state.operations import OPERATIONS, Idempotent, New, Operation, Txn, field_names
 
 BATCH_VERSION = 1
 
@@ -80,6 +80,7 @@ def _readers() -> dict[type[Operation], Callable[[Operation], tuple[Any, ...]]]:
 
 
 _read_fields = _readers()
+_TRACE_PLACE = len(field_names(New))  # the last of its fields; its code comes first
 _NESTING = frozenset((Txn, Idempotent))  # with operations inside; all others are plain values
 
 
@@ -214,12 +215,28 @@ def encode_values(values: Iterable[Any]) -> bytes:
 def fingerprint(value: Any) -> bytes:  # noqa: ANN401 - any decoded operation
     """16 bytes that tell two decoded operations apart (BLAKE2b, RFC 7693).
 
+    Not by their traces: whoever asks once more may do so under another one.
+
     Raises `Refused` with Malformed for a value nested deeper than any operation is: how deep
     msgpack writes differs between its versions.
     """
     if _is_deeper(value, _DEPTH_MAX):
         raise Refused(Malformed("nested too deeply"))
-    return hashlib.blake2b(_pack(value), digest_size=16).digest()
+    return hashlib.blake2b(_pack(_without_trace(value)), digest_size=16).digest()
+
+
+def _without_trace(value: Any) -> Any:  # noqa: ANN401
+    if not isinstance(value, tuple) or not value:
+        return value
+    if value[0] == New.code:
+        return value[:_TRACE_PLACE] + value[_TRACE_PLACE + 1 :]
+    if value[0] == Txn.code:
+        return tuple([_without_traces(one) for one in value])
+    return value
+
+
+def _without_traces(values: Any) -> Any:  # noqa: ANN401
+    return tuple(map(_without_trace, values)) if isinstance(values, tuple) else values
 
 
 def _is_deeper(value: Any, depth: int) -> bool:  # noqa: ANN401

@@ -33,6 +33,7 @@ from state.limits import (
     PRIORITY_MAX,
     SESSION_OVERHEAD_BYTES,
     THEME_MAX,
+    TRACE_BYTES_MAX,
 )
 from state.operations import Cause, OnConflict
 from state.records import ID_MASK, Consumer, HistoryEntry, Session, Theme
@@ -86,7 +87,7 @@ class Executor:
     # The life of a session, in the order of the transition table
 
     def new(self, operation: tuple[Any, ...]) -> Created:
-        _, theme_id, key, data, priority, repeat_after_ms, on_conflict, consumer_id = operation
+        _, theme_id, key, data, priority, repeat_ms, on_conflict, consumer_id, trace = operation
         tables = self._tables
         limits = tables.limits
         if not 0 <= priority <= PRIORITY_MAX or on_conflict not in _CONFLICTS:
@@ -98,6 +99,10 @@ class Executor:
             if not 0 < len(key) <= limits.key_bytes:
                 _exceeded("key_bytes", len(key), limits.key_bytes)
             size_bytes += len(key)
+        if trace:
+            if len(trace) > TRACE_BYTES_MAX:
+                _exceeded("trace_bytes", len(trace), TRACE_BYTES_MAX)
+            size_bytes += len(trace)
         theme = tables.themes.get(theme_id)
         if theme is None:
             tables.check_theme(theme_id)
@@ -110,12 +115,12 @@ class Executor:
             policy = theme.policy
             if policy.max_sessions and theme.population >= policy.max_sessions:
                 _exceeded("max_sessions", theme.population + 1, policy.max_sessions)
-            if policy.max_active and repeat_after_ms is None:
+            if policy.max_active and repeat_ms is None:
                 self._check_room(theme)
         if tables.last_session_id >= COUNTER_MAX:
             _exceeded("session_id", tables.last_session_id + 1, COUNTER_MAX)
-        if repeat_after_ms is not None:
-            self._check_repeat_ms(repeat_after_ms)
+        if repeat_ms is not None:
+            self._check_repeat_ms(repeat_ms)
         elif consumer_id is not None and consumer_id not in tables.consumers:
             tables.check_consumer(consumer_id)
         if theme is None:
@@ -123,9 +128,9 @@ class Executor:
         now_ms = tables.now_ms
         tables.last_session_id = session_id = tables.last_session_id + 1
         chunks = [data] if data else []
-        session = Session(session_id, theme, key, chunks, size_bytes, priority, now_ms)
-        if repeat_after_ms is not None:
-            session.due_ms = now_ms + repeat_after_ms
+        session = Session(session_id, theme, key, chunks, size_bytes, priority, now_ms, trace)
+        if repeat_ms is not None:
+            session.due_ms = now_ms + repeat_ms
             session.phase = STORED
         else:
             session.phase = ACTIVE

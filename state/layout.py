@@ -30,7 +30,7 @@ from state.records import (
 from state.results import pack_result
 from state.transitions import READY, STORED
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 
 DIGEST_MASK = 2**60 - 1  # two digits of a Python int: 32 bytes a record
 
@@ -66,6 +66,7 @@ FIELDS: dict[int, tuple[str, ...]] = {
         "lease_ms",
         "progress_ms",
         "consumer_id",
+        "trace",
         "history",
         "chunk_count",
     ),
@@ -164,6 +165,7 @@ def _session_fields(session: Session) -> tuple[Any, ...]:
         session.lease_ms,
         session.progress_ms,
         None if session.consumer is None else session.consumer.consumer_id,
+        session.trace,
         tuple(map(tuple, session.history)),
         len(session.chunks),
     )

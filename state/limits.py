@@ -32,9 +32,10 @@ TIME_MAX_MS = 2**48 - 1  # the year 10889; leaves room below 64 bits for sums
 GROUP_SHIFT = 48
 COUNTER_MAX = 2**GROUP_SHIFT - 1
 PROPOSER_CHARS_MAX = 64
+TRACE_BYTES_MAX = 568  # W3C Trace Context, 3.2 and 3.3: 55 + 512, and one between them
 
-# What the accounting adds to the bytes of data, keys and reasons. Constants and not measurements,
-# because nodes of different Python versions must count alike.
+# What the accounting adds to the bytes of data, keys, traces and reasons. Constants and not
+# measurements, because nodes of different Python versions must count alike.
 SESSION_OVERHEAD_BYTES = 700
 CHUNK_OVERHEAD_BYTES = 64
 HISTORY_OVERHEAD_BYTES = 200

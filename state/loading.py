@@ -23,6 +23,7 @@ from state.limits import (
     SESSION_OVERHEAD_BYTES,
     THEME_MAX,
     TIME_MAX_MS,
+    TRACE_BYTES_MAX,
 )
 from state.machine import StateMachine
 from state.operations import Cause
@@ -222,7 +223,9 @@ def _session(tables: Tables, item: Item) -> Session:
     _require(key not in theme.keys, "its key is held by another")
     _require(len(item.chunks) == fields["chunk_count"], "a chunk is missing")
     _require(all(type(chunk) is bytes for chunk in item.chunks), "a chunk is not bytes")
-    size_bytes = SESSION_OVERHEAD_BYTES + len(key or b"")
+    trace = fields["trace"]
+    _require(type(trace) is bytes and len(trace) <= TRACE_BYTES_MAX, "its trace is none")
+    size_bytes = SESSION_OVERHEAD_BYTES + len(key or b"") + len(trace)
     size_bytes += sum(map(len, item.chunks)) + CHUNK_OVERHEAD_BYTES * len(item.chunks)
     now_ms = tables.now_ms
     session = Session(
@@ -233,6 +236,7 @@ def _session(tables: Tables, item: Item) -> Session:
         size_bytes,
         _int(fields["priority"], PRIORITY_MAX),
         _int(fields["created_ms"], now_ms),
+        trace,
     )
     session.phase = _STORED_PHASES[fields["phase"]]
     session.epoch = _int(fields["epoch"], SEQUENCE_MAX)

@@ -59,6 +59,7 @@ class New(Operation):
     repeat_after_ms: int | None = None
     on_conflict: int = OnConflict.REJECT
     consumer: bytes | None = None
+    trace: bytes = b""  # for whoever follows the work through other systems; kept as it is
 
 
 @dataclass(frozen=True, slots=True)

@@ -255,6 +255,7 @@ class Session(Record):
         "size_bytes",
         "theme",
         "touched_ms",
+        "trace",
         "updated_ms",
     )
     kind = SESSION
@@ -283,6 +284,7 @@ class Session(Record):
         size_bytes: int,
         priority: int,
         now_ms: int,
+        trace: bytes = b"",
     ) -> None:
         self.mark = 0
         self.digest = 0
@@ -291,8 +293,9 @@ class Session(Record):
         self.session_id = session_id
         self.theme = theme
         self.key = key
+        self.trace = trace
         self.chunks = chunks
-        self.size_bytes = size_bytes  # data, key, history, overheads, as the limits count them
+        self.size_bytes = size_bytes  # data, key, trace, history, overheads, as the limits count
         self.phase = NOTHING
         self.priority = priority
         self.epoch = 0
@@ -330,7 +333,7 @@ class Session(Record):
         """The length of all its chunks together."""
         overhead_bytes = SESSION_OVERHEAD_BYTES + CHUNK_OVERHEAD_BYTES * len(self.chunks)
         overhead_bytes += sum([entry.size_bytes for entry in self.history])
-        return self.size_bytes - overhead_bytes - len(self.key or b"")
+        return self.size_bytes - overhead_bytes - len(self.key or b"") - len(self.trace)
 
     @property
     def deadline_ms(self) -> int:

@@ -34,7 +34,7 @@ from cluster.recovery import align, check_presence
 from cluster.storage.errors import (
     DamagedError,
     DiskError,
-    NewerVersionError,
+    OtherVersionError,
     StorageError,
     WrongIdentityError,
 )
@@ -52,7 +52,7 @@ class Kind(StrEnum):
     DAMAGED_CHECKPOINT = "damaged checkpoint"
     MISSING = "missing file"
     MISALIGNED = "files of different times"
-    NEWER = "newer version"
+    VERSION = "another version"
     IDENTITY = "another's disk"
     UNREADABLE = "unreadable"
 
@@ -70,7 +70,7 @@ MEANINGS = {
     Kind.MISALIGNED: "The journal and the checkpoint are both readable, and not of one time: one "
     "of them was put there from a copy, perhaps. A node is copied as a whole and while it is "
     "stopped, or not at all.",
-    Kind.NEWER: "Nothing is damaged. Start the release that wrote it; there is no way back to an "
+    Kind.VERSION: "Nothing is damaged. Start the release that wrote it; there is no way back to an "
     "older one but a backup of that time.",
     Kind.IDENTITY: "Nothing is damaged. A disk is mounted at the wrong node, or the settings "
     "node.id and node.cluster_id are not those that it was written with.",
@@ -237,8 +237,8 @@ def _kind_of(error: StorageError, damage: Kind) -> Kind:
     if disk_status(error) is not ExitStatus.DISK:
         raise error
     match error:
-        case NewerVersionError():
-            return Kind.NEWER
+        case OtherVersionError():
+            return Kind.VERSION
         case WrongIdentityError():
             return Kind.IDENTITY
         case DiskError():

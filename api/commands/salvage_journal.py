@@ -13,7 +13,7 @@ from pathlib import Path
 
 from api.commands.disk import ReadOnlyFile, segments
 from cluster.storage.disk import Buffer
-from cluster.storage.errors import DamagedError, NewerVersionError, StorageError
+from cluster.storage.errors import DamagedError, OtherVersionError, StorageError
 from cluster.storage.records import (
     Base,
     Commit,
@@ -99,7 +99,7 @@ def scan_journal(directory: Path) -> JournalScan:
         path = f"{directory}/{name}"
         try:
             reader = _reader(path, scan)
-        except NewerVersionError:
+        except OtherVersionError:
             raise
         except StorageError as error:
             scan.problems.append(str(error))

@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from api import tracecontext
 from api.answers import (
     CreatedAnswer,
     RevisionAnswer,
@@ -172,6 +173,14 @@ class Call:
                 raise bad_request(f"an Idempotency-Key has 1 to {_IDEMPOTENCY_CHARS} characters")
             found.idempotency_key = key
         return found
+
+    def trace(self, begun: Iterable[New]) -> None:
+        """Let sessions that are begun have the request's trace context, if they have none."""
+        found = tracecontext.of_headers(self.request.headers)
+        if found is not None:
+            for one in begun:
+                if one.traceparent is None:
+                    one.traceparent, one.tracestate = found
 
     async def fields(self, kind: type[S]) -> S:
         """A body of fields that may all be left out. Raises `Refusal`."""

@@ -30,7 +30,8 @@ _EXPOSED = (
 )
 _ALLOWED = (
     "Accept, Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, Last-Event-ID, "
-    "Ritornello-Consumer, Ritornello-Epoch, Ritornello-Timeout, X-Request-Id"
+    "Ritornello-Consumer, Ritornello-Epoch, Ritornello-Timeout, X-Request-Id, traceparent, "
+    "tracestate"
 )
 
 

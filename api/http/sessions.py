@@ -23,6 +23,7 @@ async def create(call: Call) -> web.Response:
     theme = call.theme
     call.front.check(call.principal, Scope.OPERATE, theme)
     asked = await call.body(ask.New, theme=theme)
+    call.trace((asked,))
     encoded = asked.encoded(call.consumer)
     # With an idempotency key whoever asked may come again, and get the same answer.
     abandoned = partial(_give_back, call) if asked.idempotency_key is None else None
@@ -211,8 +212,9 @@ async def transact(call: Call) -> web.Response:
     """Do several operations, all or none."""
     call.options()
     asked = await call.body(ask.Txn)
-    themes = [one.theme for one in asked.operations if isinstance(one, ask.New)]
-    call.front.check(call.principal, Scope.OPERATE, *themes)
+    begun = [one for one in asked.operations if isinstance(one, ask.New)]
+    call.trace(begun)
+    call.front.check(call.principal, Scope.OPERATE, *(one.theme for one in begun))
     shown = asked.shown
     await call.authorize(Scope.OPERATE, [target for target, _, _ in shown])
     abandoned = partial(_give_back, call) if asked.idempotency_key is None else None

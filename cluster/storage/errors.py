@@ -2,7 +2,7 @@
 
 StorageError
 ├── DamagedError       the bytes are there and are wrong: refuse to start, never start empty
-├── NewerVersionError  a later release wrote this file
+├── OtherVersionError  written by a later release, or by one that is too old
 ├── WrongIdentityError the files belong to another node or another cluster
 ├── LockedError        another process has the directory open
 ├── DiskError          the operating system refused an operation; `errno` says why
@@ -29,10 +29,10 @@ class DamagedError(StorageError):
         self.offset = offset
 
 
-class NewerVersionError(StorageError):
+class OtherVersionError(StorageError):
     def __init__(self, path: str, version: int, supported: int) -> None:
         super().__init__(
-            f"{path} has format version {version}, this release reads up to {supported}: "
+            f"{path} has format version {version}, this release reads only {supported}: "
             "start the release that wrote it"
         )
         self.path = path

@@ -46,7 +46,7 @@ from typing import NamedTuple
 from crc32c import crc32c
 
 from cluster.storage.disk import Buffer, File
-from cluster.storage.errors import DamagedError, NewerVersionError
+from cluster.storage.errors import DamagedError, OtherVersionError
 
 VERSION = 1
 MAGIC = b"RtnlJrnl"
@@ -112,7 +112,7 @@ def decode_header(path: str, data: bytes) -> Header:
     if crc32c(data[: _START.size - _CRC.size]) != start_crc:
         raise DamagedError(path, "the checksum of the format's version is wrong", 0)
     if version > VERSION:
-        raise NewerVersionError(path, version, VERSION)
+        raise OtherVersionError(path, version, VERSION)
     if version < VERSION:
         raise DamagedError(path, f"there never was a format version {version}", 0)
     header = Header(*_HEADER.unpack_from(data, _START.size))

@@ -17,7 +17,7 @@ from cluster.storage.errors import (
     DamagedError,
     DiskError,
     LockedError,
-    NewerVersionError,
+    OtherVersionError,
     StorageError,
     WrongIdentityError,
 )
@@ -65,8 +65,10 @@ def identify(connection: sqlite3.Connection, path: str, cluster_id: str) -> Row:
     if application_id != APPLICATION_ID:
         raise DamagedError(path, "it is a database, but not a checkpoint")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version > FORMAT_VERSION and _stated_version(connection) != FORMAT_VERSION:
-        raise NewerVersionError(path, version, FORMAT_VERSION)
+    stated = _stated_version(connection)
+    is_older = 0 < version < FORMAT_VERSION and stated == version
+    if is_older or (version > FORMAT_VERSION and stated != FORMAT_VERSION):
+        raise OtherVersionError(path, version, FORMAT_VERSION)
     tables = connection.execute("SELECT name, sql FROM sqlite_master").fetchall()
     if version != FORMAT_VERSION or sorted(tables, key=repr) != sorted(SCHEMA.items(), key=repr):
         raise DamagedError(path, "its tables are not those of a checkpoint")

@@ -1,4 +1,4 @@
-"""The tables of `state.db`, format version 1, and how items become their rows.
+"""The tables of `state.db`, format version 2, and how items become their rows.
 
 The columns of a record are its fields, by the names that `state.FIELDS` gives them. What is no
 plain value is JSON where somebody may want to read it (policies, histories, limits), and msgpack
@@ -31,7 +31,7 @@ from state.records import (
     Identity,
 )
 
-FORMAT_VERSION = 1  # also in `user_version`; to be raised whenever LAYOUT_VERSION is
+FORMAT_VERSION = 2  # also in `user_version`; to be raised whenever LAYOUT_VERSION is
 APPLICATION_ID = 0x52746E6C  # "Rtnl", where `file` and SQLite look for whose file it is
 PAGE_BYTES = 16_384
 
@@ -101,6 +101,7 @@ SCHEMA: dict[str, str] = {
     lease_ms INTEGER NOT NULL,
     progress_ms INTEGER NOT NULL,
     consumer_id BLOB,
+    trace BLOB NOT NULL,
     history TEXT NOT NULL,
     chunk_count INTEGER NOT NULL
 )""",

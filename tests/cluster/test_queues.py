@@ -298,11 +298,18 @@ def test_what_waits_goes_along_with_what_the_node_has_to_say() -> None:
     assert bench.sizes == [1, 2, 2, 2, 2]
 
 
+def too_large_for_company() -> bytes:
+    """An operation that fills a batch, but for less than one of the node's own."""
+    most_bytes = LIMITS.batch_bytes - ENVELOPE_BYTES
+    around_bytes = len(encode(New(1, None, bytes(1 << 20)))) - (1 << 20)
+    large = encode(New(1, None, bytes(most_bytes - around_bytes)))
+    assert len(large) == most_bytes
+    return large
+
+
 def test_what_the_node_has_to_say_never_keeps_a_large_operation_back() -> None:
     bench = Bench()
-    most_bytes = LIMITS.batch_bytes - ENVELOPE_BYTES - len(encode(Barrier()))
-    large = encode(New(1, None, bytes(most_bytes - 12)))
-    assert most_bytes < len(large) <= most_bytes + len(encode(Barrier()))
+    large = too_large_for_company()
     bench.submit(1)
     bench.run()
     bench.queue.submit(large, partial(bench.answer, 2), 10.0)
@@ -314,10 +321,10 @@ def test_what_the_node_has_to_say_never_keeps_a_large_operation_back() -> None:
 
 def test_a_large_operation_that_gave_way_and_expired_takes_no_time_from_the_next() -> None:
     bench = Bench()
-    most_bytes = LIMITS.batch_bytes - ENVELOPE_BYTES - len(encode(Barrier()))
+    large = too_large_for_company()
     bench.submit(1)
     bench.run()
-    bench.queue.submit(encode(New(1, None, bytes(most_bytes - 12))), lambda _: None, 1.0)
+    bench.queue.submit(large, lambda _: None, 1.0)
     bench.leading = [encode(Barrier())]
     bench.apply(bench.sent[0][0])
     bench.run(2)
@@ -331,10 +338,10 @@ def test_a_large_operation_that_gave_way_and_expired_takes_no_time_from_the_next
 
 def test_the_time_is_told_although_a_large_operation_waits() -> None:
     bench = Bench()
-    most_bytes = LIMITS.batch_bytes - ENVELOPE_BYTES - len(encode(Barrier()))
+    large = too_large_for_company()
     bench.submit(1)
     bench.run()
-    bench.queue.submit(encode(New(1, None, bytes(most_bytes - 12))), lambda _: None, 9.0)
+    bench.queue.submit(large, lambda _: None, 9.0)
     bench.leading = [encode(Barrier())]
     bench.queue.hurry()
     bench.leading = [encode(Barrier())]

@@ -44,6 +44,7 @@ from state.limits import (
     SESSION_OVERHEAD_BYTES,
     THEME_MAX,
     TIME_MAX_MS,
+    TRACE_BYTES_MAX,
     Limits,
     Range,
 )
@@ -138,6 +139,7 @@ class ModelSession:
     due_ms: int = field(init=False)
     history: list[HistoryEntry] = field(default_factory=list)
     consumer: bytes | None = None
+    trace: bytes = b""
     lease_ms: int = 0
     progress_ms: int = 0
 
@@ -152,7 +154,8 @@ class ModelSession:
     def size_bytes(self) -> int:
         overhead_bytes = SESSION_OVERHEAD_BYTES + CHUNK_OVERHEAD_BYTES * len(self.chunks)
         history_bytes = sum(HISTORY_OVERHEAD_BYTES + len(one.reason) for one in self.history)
-        return overhead_bytes + history_bytes + self.data_bytes + len(self.key or b"")
+        named_bytes = len(self.key or b"") + len(self.trace)
+        return overhead_bytes + history_bytes + self.data_bytes + named_bytes
 
 
 @dataclass
@@ -401,7 +404,7 @@ class Model:
     def do_Idempotent(self, operation: Idempotent) -> Result:  # noqa: N802
         limits = self.limits
         key, after_ms = operation.key, operation.expires_after_ms
-        inner = plain(operation.operation)
+        inner = plain(_without_traces(operation.operation))
         receipt = self.receipts.get(key)
         if receipt is not None and receipt.expires_ms > self.now_ms:
             if receipt.operation != inner:
@@ -434,6 +437,7 @@ class Model:
             raise Fail(MALFORMED)
         if operation.key is not None and not 0 < len(operation.key) <= limits.key_bytes:
             _exceed("key_bytes", len(operation.key), limits.key_bytes)
+        _keep_below("trace_bytes", len(operation.trace), TRACE_BYTES_MAX)
         self._check_theme(operation.theme)
         if operation.key is not None:
             holder = self.find((operation.theme, operation.key))
@@ -449,6 +453,7 @@ class Model:
             [data] if data else [],
             operation.priority,
             self.now_ms,
+            trace=operation.trace,
         )
         _keep_below("state_bytes", self.size_bytes + session.size_bytes, limits.state_bytes)
         if theme.policy.max_sessions:
@@ -928,3 +933,13 @@ def _checked(settings: Sequence[tuple[str, int]], ranges: dict[str, Range]) -> d
             raise Fail(OutOfRange(name, value, one.minimum, one.maximum))
         changes[name] = value
     return changes
+
+
+def _without_traces(operation: Operation) -> Operation:
+    match operation:
+        case New():
+            return replace(operation, trace=b"")
+        case Txn(operations):
+            return Txn(tuple(map(_without_traces, operations)))
+        case _:
+            return operation

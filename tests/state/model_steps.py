@@ -19,6 +19,7 @@ from state.limits import (
     SEQUENCE_MAX,
     THEME_MAX,
     TIME_MAX_MS,
+    TRACE_BYTES_MAX,
     Range,
 )
 from state.operations import (
@@ -67,6 +68,7 @@ from tests.state.model_run import (
 
 T = TypeVar("T")
 
+_LONG_TRACES = (b"t" * TRACE_BYTES_MAX, b"t" * (TRACE_BYTES_MAX + 1))
 MANY = 1_000_000
 POPULATION = 25
 
@@ -426,6 +428,7 @@ class Writer:
             self._repeat(),
             self.mostly(random.choice(tuple(OnConflict)), 1, 3, -1),
             self._consumer(),
+            self.mostly(random.choice((b"", b"trace")), 1, *_LONG_TRACES),
         )
 
     def _on_session(self, kind: type[Asked]) -> Operation:

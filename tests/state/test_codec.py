@@ -101,7 +101,7 @@ KEY = (7, b"key")
 
 OPERATION_SAMPLES: dict[str, Operation] = {
     "New-absent": New(7),
-    "New-present": New(7, b"key", b"data", 5, 60_000, OnConflict.BRING_FORWARD, b"consumer"),
+    "New-present": New(7, b"key", b"data", 5, 60_000, OnConflict.BRING_FORWARD, b"by", b"trace"),
     "New-return-existing": New(2**32 - 1, b"key", on_conflict=OnConflict.RETURN_EXISTING),
     "New-due-at-once": New(0, b"\x00\xff", b"\x80", 2**16 - 1, 0),
     "Append-absent": Append(1, None, b""),

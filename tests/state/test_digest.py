@@ -227,6 +227,7 @@ RECORD_CHANGES: dict[type, dict[str, Callable[[Any], None]]] = {
         "lease_ms": _set("lease_ms", 5),
         "progress_ms": _set("progress_ms", 5),
         "consumer": _set("consumer", Consumer(b"another", 0)),
+        "trace": _set("trace", b"another"),
         "history": _set("history", ((0, "", 1, 0, 0),)),
         "chunks": lambda one: one.chunks.append(b"more"),
     },

@@ -592,6 +592,7 @@ def plausible() -> dict[str, st.SearchStrategy[Any]]:
         "if_revision": st.none() | small,
         "now_ms": st.integers(RICH_NOW_MS, RICH_NOW_MS + 10**7) | st.just(2**48 - 1),
         "consumer": consumers,
+        "trace": st.binary(max_size=5),
         "proposer": st.sampled_from(["fuzz", "rich", "nobody"]),
         "settings": st.lists(limits | policy, max_size=3).map(tuple),
     }

@@ -209,6 +209,7 @@ _WORD_TO_FIELD: dict[str, Callable[[str], object]] = {
     "repeat_after_ms": to_duration_ms,
     "target": to_target,
     "theme": to_int,
+    "trace": _to_bytes,
 }
 # The field that is written without its name.
 _PLAIN_FIELD: dict[type[Operation], str] = {
@@ -445,8 +446,9 @@ def session_lines(session: Session) -> list[str]:
         "due": session.due_ms,
         "touched": session.touched_ms,
     }
+    trace = f" trace={bytes_text(session.trace)}" if session.trace else ""
     lines = [
-        f"s{session.session_id} {phase} theme={theme}{key} priority={session.priority}",
+        f"s{session.session_id} {phase} theme={theme}{key} priority={session.priority}{trace}",
         f"  epoch={session.epoch} revision={session.revision} attempts={session.attempts}",
         " ".join([" ", *(f"{name}={since_start(ms)}" for name, ms in times.items())]),
     ]

@@ -234,7 +234,7 @@ CASES: list[tuple[Callable[[Path], None], list[Kind]]] = [
     (no_database, [Kind.DAMAGED_CHECKPOINT]),
     (missing_checkpoint, [Kind.MISSING]),
     (missing_journal, [Kind.MISSING]),
-    (newer_checkpoint, [Kind.NEWER]),
+    (newer_checkpoint, [Kind.VERSION]),
 ]
 
 

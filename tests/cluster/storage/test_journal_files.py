@@ -14,7 +14,7 @@ from cluster.storage.errors import (
     ClosedError,
     DamagedError,
     DiskFullError,
-    NewerVersionError,
+    OtherVersionError,
     RefusedError,
     StorageError,
     TooLargeError,
@@ -405,7 +405,7 @@ def test_a_newer_version_is_told_from_damage() -> None:
     with pytest.raises(DamagedError):
         opened(directory.copy())
     content[12:16] = crc32c(content[:12]).to_bytes(4, "little")
-    with pytest.raises(NewerVersionError, match="version 7, this release reads up to 1"):
+    with pytest.raises(OtherVersionError, match="version 7, this release reads only 1"):
         opened(directory)
 
 

@@ -26,7 +26,7 @@ from cluster.storage.errors import (
     DiskError,
     DiskFullError,
     LockedError,
-    NewerVersionError,
+    OtherVersionError,
     StorageError,
     WrongIdentityError,
 )
@@ -473,18 +473,22 @@ def test_another_clusters_file_is_refused(path: Path) -> None:
             use(str(path), "cluster-2")
 
 
-def test_a_later_releases_file_is_refused(path: Path) -> None:
+def test_the_file_of_another_release_is_refused(path: Path) -> None:
     log = Log()
     log.step()
     with closing(created(path)) as file:
         checkpoint(file, log.machine)
-    change(path, "PRAGMA user_version = 2", "UPDATE cluster SET format_version = 2")
-    with pytest.raises(NewerVersionError) as told:
+    change(path, "PRAGMA user_version = 3", "UPDATE cluster SET format_version = 3")
+    with pytest.raises(OtherVersionError) as told:
         opened(path)
-    assert (told.value.path, told.value.version, told.value.supported) == (str(path), 2, 1)
+    assert (told.value.path, told.value.version, told.value.supported) == (str(path), 3, 2)
+    change(path, "PRAGMA user_version = 1", "UPDATE cluster SET format_version = 1")
+    with pytest.raises(OtherVersionError, match=r"version 1, .* only 2"):
+        opened(path)
+    change(path, "PRAGMA user_version = 3")
     change(path, "DROP TABLE cluster")  # it may look like anything
     for use in (StateFile.open, verify):
-        with pytest.raises(NewerVersionError):
+        with pytest.raises(OtherVersionError):
             use(str(path), CLUSTER)
 
 
@@ -533,7 +537,7 @@ def check_refused_or_equal(path: Path, data: bytes) -> bool:
     except DamagedError as error:
         assert error.path == str(path)  # noqa: PT017 - both ends are right
         refused = True
-    except NewerVersionError:
+    except OtherVersionError:
         assert looks_newer
         refused = True
     else:
@@ -541,7 +545,7 @@ def check_refused_or_equal(path: Path, data: bytes) -> bool:
     path.write_bytes(data)
     try:
         summary = verify(str(path), CLUSTER)
-    except (DamagedError, NewerVersionError):
+    except (DamagedError, OtherVersionError):
         assert refused
     else:
         assert summary[:2] == said[:2]
@@ -601,7 +605,7 @@ def test_no_byte_of_a_record_misleads(path: Path, bits: int) -> None:
         "UPDATE cluster SET applied_index = applied_index + 1",
         "UPDATE cluster SET digest = digest + 1",
         "UPDATE cluster SET cluster_id = 'cluster-2'",
-        "UPDATE cluster SET format_version = 2",
+        "UPDATE cluster SET format_version = 3",
         "UPDATE cluster SET seal = 'x'",
         "DELETE FROM cluster",
         "INSERT INTO cluster SELECT * FROM cluster",
@@ -610,7 +614,7 @@ def test_no_byte_of_a_record_misleads(path: Path, bits: int) -> None:
         "UPDATE meta SET applied_index = applied_index - 1",
         "UPDATE meta SET limits = '[]'",
         "UPDATE meta SET limits = '[[[['",
-        "UPDATE meta SET version = 2",
+        "UPDATE meta SET version = 3",
         "UPDATE themes SET policy = replace(policy, 'lease_ms', 'lease_mz')",
         "UPDATE themes SET policy = '{}'",
         "UPDATE themes SET paused = 2",
@@ -645,7 +649,7 @@ def test_no_byte_of_a_record_misleads(path: Path, bits: int) -> None:
         "ALTER TABLE sessions RENAME COLUMN phase TO faze",
         "PRAGMA application_id = 7",
         "PRAGMA user_version = 0",
-        "PRAGMA user_version = 2",
+        "PRAGMA user_version = 3",
     ],
 )
 def test_rows_of_a_stranger_are_refused(path: Path, statement: str) -> None:

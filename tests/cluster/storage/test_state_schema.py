@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from cluster.storage.state_file import StateFile
 from cluster.storage.state_schema import (
     APPLICATION_ID,
+    FORMAT_VERSION,
     PAGE_BYTES,
     SCHEMA,
     TABLE_BY_KIND,
@@ -48,7 +49,7 @@ from tests.cluster.storage.state_files import (
 )
 from tests.state.driver import Driver
 
-GOLDEN = Path(__file__).parent / "golden" / "state_schema_1.sql"
+GOLDEN = Path(__file__).parent / "golden" / "state_schema_2.sql"
 
 INT63 = 2**63 - 1
 
@@ -65,7 +66,7 @@ def read(path: str | Path, sql: str) -> list[tuple[Any, ...]]:
         return connection.execute(sql).fetchall()
 
 
-def test_version_1_is_what_it_was(file: StateFile, tmp_path: Path, rewrite: bool) -> None:
+def test_version_2_is_what_it_was(file: StateFile, tmp_path: Path, rewrite: bool) -> None:
     checkpoint(file, StateMachine())
     file.copy(str(tmp_path / "copy"))
     lines = [
@@ -81,7 +82,7 @@ def test_version_1_is_what_it_was(file: StateFile, tmp_path: Path, rewrite: bool
 
 def test_a_new_layout_needs_a_new_format() -> None:
     # Whoever changes state/layout.py has to think of the files that are there already.
-    assert LAYOUT_VERSION == 1
+    assert LAYOUT_VERSION == 2
 
 
 def test_columns_are_the_fields_of_the_records(file: StateFile, tmp_path: Path) -> None:
@@ -108,7 +109,7 @@ def test_anybody_can_read_it(file: StateFile, tmp_path: Path) -> None:
     assert read(copy, "PRAGMA application_id") == [(APPLICATION_ID,)]
     assert read(
         copy, "SELECT cluster_id, format_version, applied_index, applied_term FROM cluster"
-    ) == [(CLUSTER, 1, driver.machine.applied_index, 3)]
+    ) == [(CLUSTER, FORMAT_VERSION, driver.machine.applied_index, 3)]
     assert read(copy, "SELECT theme_id, json_extract(policy, '$.repeat_ms') FROM themes") == [
         (7, 5_000)
     ]

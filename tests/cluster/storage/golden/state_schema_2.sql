@@ -1,6 +1,6 @@
 -- application_id 1383362156
 
--- user_version 1
+-- user_version 2
 
 -- page_size 16384
 
@@ -77,6 +77,7 @@ CREATE TABLE sessions (
     lease_ms INTEGER NOT NULL,
     progress_ms INTEGER NOT NULL,
     consumer_id BLOB,
+    trace BLOB NOT NULL,
     history TEXT NOT NULL,
     chunk_count INTEGER NOT NULL
 );
