@@ -26,6 +26,7 @@ from ritornello.models import (
     SessionView,
     Stored,
     ThemeView,
+    Trace,
     Transferred,
 )
 from ritornello.session import Opening, Session
@@ -56,6 +57,7 @@ __all__ = [
     "Stored",
     "ThemeView",
     "TooManyFailures",
+    "Trace",
     "Transferred",
     "Txn",
     "Verdict",

@@ -10,7 +10,7 @@ from ritornello.core.requests import Held, Home, Request, Way, new_key, nobody
 from ritornello.errors import ProtocolError, request_error
 from ritornello.fields import Data, Fields, Seconds, Target
 from ritornello.held import HeldSession
-from ritornello.models import Created, SessionView, Stored
+from ritornello.models import Created, SessionView, Stored, Trace
 
 
 class Calls:
@@ -26,6 +26,29 @@ class Calls:
 
     def _deadline_s(self, timeout: Seconds | None) -> float:
         return self._core.now_s() + self.timeout_s(timeout)
+
+    def new(
+        self,
+        theme: int,
+        data: Data,
+        *,
+        key: str | None,
+        priority: int | None,
+        after: Seconds | None,
+        on_conflict: str,
+        trace: Trace | None,
+    ) -> Fields:
+        """Of a `new`, with the trace that is current if it has none."""
+        current = self._core.options.trace
+        return say.new(
+            theme,
+            data,
+            key=key,
+            priority=priority,
+            after=after,
+            on_conflict=on_conflict,
+            trace=trace if trace is not None or current is None else current(),
+        )
 
     def once(self, fields: Fields, key: str | None, timeout: Seconds | None) -> Request:
         """Something that has a key, so that it is done once however often it is sent.
@@ -117,6 +140,8 @@ def view_of_new(held: Held, fields: Fields) -> SessionView:
         lease_ms=round(held.lease_s * 1000),
         deadline_ms=None,
         size_bytes=len(data),
+        traceparent=fields.get("traceparent", ""),
+        tracestate=fields.get("tracestate", ""),
         chunks=(data,) if data else (),
     )
 
@@ -140,7 +165,8 @@ def session_of(message: Message) -> SessionView:
 class Operations:
     """The operations of a transaction, while they are being said."""
 
-    def __init__(self) -> None:
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
         self.fields: list[Fields] = []
         self.sessions: list[HeldSession] = []
         self.results: tuple[Created | Stored | int, ...] = ()
@@ -162,10 +188,19 @@ class Operations:
         key: str | None = None,
         priority: int | None = None,
         on_conflict: str = "reject",
+        trace: Trace | None = None,
     ) -> None:
         """Begin a session that is stored, due after so many seconds."""
         self.fields.append(
-            say.new(theme, data, key=key, priority=priority, after=after, on_conflict=on_conflict)
+            self._calls.new(
+                theme,
+                data,
+                key=key,
+                priority=priority,
+                after=after,
+                on_conflict=on_conflict,
+                trace=trace,
+            )
         )
 
     def append(self, session: HeldSession | Target, data: Data) -> None:

@@ -3,11 +3,13 @@
 Whatever is wrong with an argument is said here, as TypeError or ValueError, before it is sent.
 """
 
+import re
 from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
 from ritornello import limits
+from ritornello.models import Trace
 
 Data = bytes | bytearray | memoryview | str
 Seconds = float | timedelta
@@ -17,6 +19,7 @@ Fields = dict[str, Any]
 _THEME_MAX = 2**32 - 1
 _KEY_BYTES = 256
 _CONFLICTS = ("reject", "return_existing", "bring_forward")
+_TRACEPARENT = re.compile("[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _CAUSES = ("requested", "failed", "shutdown")
 
 
@@ -95,6 +98,7 @@ def new(
     priority: int | None,
     after: Seconds | None,
     on_conflict: str,
+    trace: Trace | None,
 ) -> Fields:
     """Of `new`."""
     fields: Fields = {"op": "new", "theme": theme_of(theme), "data": data_of(data)}
@@ -110,6 +114,12 @@ def new(
         if after is None:
             raise ValueError("on_conflict belongs to a session that is stored: say after=0")
         fields["on_conflict"] = on_conflict
+    if trace is not None:
+        if not _TRACEPARENT.fullmatch(trace.traceparent):
+            raise ValueError(f"traceparent is {trace.traceparent!r}; see W3C Trace Context, 3.2")
+        fields["traceparent"] = trace.traceparent
+        if trace.tracestate:
+            fields["tracestate"] = trace.tracestate
     return fields
 
 

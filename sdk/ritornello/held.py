@@ -9,7 +9,7 @@ from ritornello.core.core import Core
 from ritornello.core.requests import Bounds, Held, Request, nobody
 from ritornello.errors import RitornelloError
 from ritornello.fields import Fields, Seconds
-from ritornello.models import Cause, SessionView
+from ritornello.models import Cause, SessionView, Trace
 
 _log = logging.getLogger("ritornello")
 
@@ -64,6 +64,11 @@ class HeldSession:
     @property
     def priority(self) -> int:
         return self._view.priority
+
+    @property
+    def trace(self) -> Trace | None:
+        """The trace context of whoever began it, if that is known."""
+        return self._view.trace
 
     @property
     def history(self) -> tuple[Cause, ...]:

@@ -1,7 +1,10 @@
 """Every bound and default of the client. What a caller may choose is in `Options`."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
+
+from ritornello.models import Trace
 
 TIMEOUT_S = 30.0  # of a call, with all that is tried again in it
 WAIT_MAX_S = 50.0  # of one long poll; longer waits are several. The server allows 55 s
@@ -45,6 +48,7 @@ class Options:
     backoff_min_s: float = BACKOFF_MIN_S
     backoff_max_s: float = BACKOFF_MAX_S
     silence_s: float = SILENCE_S
+    trace: Callable[[], Trace | None] | None = None  # asked for each `new` that says none
 
     def __post_init__(self) -> None:
         for name in ("timeout_s", "connect_s", "close_s", "backoff_min_s", "silence_s"):

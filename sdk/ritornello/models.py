@@ -23,6 +23,13 @@ class Cause(Struct, frozen=True, kw_only=True):
     last_ms: int
 
 
+class Trace(Struct, frozen=True):
+    """A trace context (W3C Trace Context, 3.2 and 3.3): what caused a piece of work."""
+
+    traceparent: str
+    tracestate: str = ""
+
+
 class SessionView(Struct, frozen=True, kw_only=True):
     """A session as it was when it was read. In lists it has no chunks."""
 
@@ -40,6 +47,8 @@ class SessionView(Struct, frozen=True, kw_only=True):
     lease_ms: int | None  # of what is active
     deadline_ms: int | None  # of what is active: when it is taken away without a sign of life
     size_bytes: int  # of all chunks together
+    traceparent: str = ""  # of whoever began it, if that is known
+    tracestate: str = ""
     history: tuple[Cause, ...] = ()
     chunks: tuple[bytes, ...] = ()
 
@@ -47,6 +56,11 @@ class SessionView(Struct, frozen=True, kw_only=True):
     def data(self) -> bytes:
         """All chunks, one after the other."""
         return b"".join(self.chunks)
+
+    @property
+    def trace(self) -> Trace | None:
+        """The trace context of whoever began it, if that is known."""
+        return Trace(self.traceparent, self.tracestate) if self.traceparent else None
 
 
 class Created(Struct, frozen=True, kw_only=True):

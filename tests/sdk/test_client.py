@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from api.security.tokens import new_token
-from ritornello import Client, Options, RitornelloError
+from ritornello import Client, Created, Options, RitornelloError
 from ritornello.errors import (
     BadRequest,
     ClientClosed,
@@ -93,6 +93,17 @@ async def test_a_transaction_is_all_or_nothing(client: Client) -> None:
     with pytest.raises(ValueError, match="at least one"):
         async with client.txn():
             pass
+
+
+async def test_a_transaction_may_hold_nothing(client: Client) -> None:
+    first = await client.new(THEME, b"a", after=60)
+    async with client.txn() as txn:
+        txn.append(first.id, b"b")
+        txn.new(OTHER, b"c", after=60)
+    revision, created = txn.results
+    assert revision == 2
+    assert isinstance(created, Created)
+    assert (await client.get(created.id)).data == b"c"
 
 
 async def test_lists_go_through_all_pages(client: Client) -> None:

@@ -391,6 +391,8 @@ class Conversation:
     def _succeeded(self, request: Request, message: Message) -> None:
         if request.gives:
             self._given(request, message)
+        elif request.op == "txn":
+            request.results = frames.results_of(message.results)
         if request.held:
             self._turns.succeeded(request, message)
         elif request.is_own:
@@ -501,10 +503,6 @@ class Conversation:
                 request.results = frames.results_of(message.sessions)
                 for one in request.results:
                     if one.error is None:
-                        request.given.append((self._hold(one, since_s), None))
-            case "txn":
-                for one in frames.results_of(message.results):
-                    if one.epoch:
                         request.given.append((self._hold(one, since_s), None))
             case _:
                 pass

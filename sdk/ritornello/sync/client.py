@@ -35,6 +35,7 @@ from ritornello.models import (
     Stored,
     ThemePage,
     ThemeView,
+    Trace,
     Transferred,
 )
 from ritornello.sync.front import ask
@@ -99,6 +100,7 @@ class Client:
         key: str | None = None,
         priority: int | None = None,
         after: None = None,
+        trace: Trace | None = None,
         idempotency_key: str | None = None,
         timeout: Seconds | None = None,
     ) -> Session: ...
@@ -113,6 +115,7 @@ class Client:
         key: str | None = None,
         priority: int | None = None,
         on_conflict: str = "reject",
+        trace: Trace | None = None,
         idempotency_key: str | None = None,
         timeout: Seconds | None = None,
     ) -> Created: ...
@@ -126,6 +129,7 @@ class Client:
         priority: int | None = None,
         after: Seconds | None = None,
         on_conflict: str = "reject",
+        trace: Trace | None = None,
         idempotency_key: str | None = None,
         timeout: Seconds | None = None,
     ) -> Session | Created:
@@ -134,12 +138,19 @@ class Client:
         `data` is its first chunk, if it is not empty. Sessions with a lower `priority` (0 to 65535,
         128 if nothing is said) are handed out first. `on_conflict` says what to do if a session of
         the theme holds the key: `reject` (`KeyConflict`), `return_existing`, or `bring_forward`:
-        append the data to it, and make it due now.
+        append the data to it, and make it due now. The session keeps the `trace`, or what
+        `Options.trace` answers.
 
         Sent again with the same `idempotency_key`, within 24 hours, it is done once.
         """
-        fields = say.new(
-            theme, data, key=key, priority=priority, after=after, on_conflict=on_conflict
+        fields = self._calls.new(
+            theme,
+            data,
+            key=key,
+            priority=priority,
+            after=after,
+            on_conflict=on_conflict,
+            trace=trace,
         )
         request = self._calls.once(fields, idempotency_key, timeout)
         request.gives = after is None
@@ -383,9 +394,8 @@ class Txn(Operations):
     def __init__(
         self, client: Client, calls: Calls, key: str | None, timeout: Seconds | None
     ) -> None:
-        super().__init__()
+        super().__init__(calls)
         self._client = client
-        self._calls = calls
         self._key = key
         self._timeout = timeout
 
