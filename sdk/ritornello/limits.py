@@ -17,6 +17,7 @@ HEARTBEAT_MIN_S = 0.1
 HEARTBEATS_PER_LEASE = 5
 UNHEARD_PER_LEASE = 0.5  # a node that renews no lease for so much of it is left for another
 
+FOLLOW_S = 15.0  # between two looks at who leads, if it is the leader that is preferred
 BACKOFF_MIN_S = 0.05
 BACKOFF_MAX_S = 5.0
 
@@ -44,6 +45,7 @@ class Options:
     connect_s: float = CONNECT_S
     close_s: float = CLOSE_S
     prefer: Preference = "any"  # which node to be connected to
+    follow_s: float = FOLLOW_S  # between two looks at who leads, if that one is preferred
     retries: bool = True  # False: whatever fails is raised at once
     backoff_min_s: float = BACKOFF_MIN_S
     backoff_max_s: float = BACKOFF_MAX_S
@@ -51,7 +53,7 @@ class Options:
     trace: Callable[[], Trace | None] | None = None  # asked for each `new` that says none
 
     def __post_init__(self) -> None:
-        for name in ("timeout_s", "connect_s", "close_s", "backoff_min_s", "silence_s"):
+        for name in ("timeout_s", "connect_s", "close_s", "follow_s", "backoff_min_s", "silence_s"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is more than 0")
         if self.backoff_max_s < self.backoff_min_s:

@@ -165,6 +165,24 @@ async def test_leadership_moves(tmp_path: Path) -> None:
             assert client.node in {one.node for one in cluster.members}
 
 
+async def test_who_prefers_the_leader_follows_it_with_all_that_is_held(tmp_path: Path) -> None:
+    options = Options(prefer="leader", follow_s=0.1)
+    async with (
+        cluster_of_three(tmp_path) as nodes,
+        Client([one.url for one in nodes], options=options) as client,
+        client.new(THEME, b"a") as session,
+    ):
+        cluster = await client.cluster()
+        to = next(one.node for one in cluster.members if not one.is_leader)
+        assert (await client.transfer(to)).leader == to
+        async with asyncio.timeout(20):
+            while client.node != to:  # noqa: ASYNC110 - nothing tells
+                await asyncio.sleep(0.02)
+        assert await session.append(b"b") == 2
+        assert session.epoch == 1
+        await session.remove()
+
+
 async def test_tokens(tmp_path: Path) -> None:
     reader, worker = new_token(), new_token()
     tokens = entry(reader, "reader", '["read"]') + entry(worker, "worker", '["operate"]')

@@ -23,7 +23,8 @@ from ritornello.limits import Options
 _log = logging.getLogger("ritornello")
 
 Token = Callable[[], str | None]
-FindLeader = Callable[[], Awaitable[str | None]]  # its address, if it is known
+# The leader's address, if it is known; one node's address is where to ask first.
+FindLeader = Callable[[str], Awaitable[str | None]]
 
 _TICK_S = 0.5  # at least so often it is looked whether the node is still there
 _QUIET_S = 3.0  # for what is on its way to be answered, before moving to another node
@@ -154,7 +155,7 @@ class Link:
                 case "nearest" if len(nodes.urls) > 1:
                     return await self._race(nodes)
                 case "leader" if len(nodes.urls) > 1:
-                    leader = await self._find_leader()
+                    leader = await self._find_leader("")
                     if leader is not None and leader != self.url:
                         nodes.favour(leader)
                 case _:
@@ -233,7 +234,11 @@ class Link:
         self.url = socket.url
         conversation.connected()
         reading = self._loop.create_task(self._read(socket))
+        # To another node: to the leader when it is elsewhere, or to any when this one is to stop.
         moving: asyncio.Task[Socket | None] | None = None
+        if self._options.prefer == "leader" and len(self._nodes.urls) > 1:
+            moving = self._moving(self._follow_leader())
+        is_draining = False
         reading.add_done_callback(lambda _: self._wake())
         code, why = _LEFT, "the connection broke"
         try:
@@ -245,9 +250,11 @@ class Link:
                 if conversation.is_unheard:
                     why = "the node renews no leases"
                     break
-                if conversation.is_draining and moving is None:
-                    moving = self._loop.create_task(self._find_other())
-                    moving.add_done_callback(lambda _: self._wake())
+                if conversation.is_draining and not (is_draining and moving):
+                    is_draining = True
+                    if moving is not None:
+                        self._give_up(moving)
+                    moving = self._moving(self._find_other())
                 if moving is not None and moving.done():
                     found, moving = moving.result(), None
                     if found is not None:
@@ -266,8 +273,7 @@ class Link:
         finally:
             reading.cancel()
             if moving is not None:
-                moving.add_done_callback(self._came_after_all)
-                moving.cancel()
+                self._give_up(moving)
             conversation.disconnected(why)
             conversation.trouble = f"{socket.url}: {why}"
             self._nodes.avoid(socket.url)
@@ -296,6 +302,25 @@ class Link:
                     return "the node sent text"
                 case _:
                     return f"it is closed ({ws.close_code})"
+
+    def _moving(self, finding: Coroutine[None, None, Socket | None]) -> asyncio.Task[Socket | None]:
+        """Find the next connection while this one serves."""
+        task = self._loop.create_task(finding)
+        task.add_done_callback(lambda _: self._wake())
+        return task
+
+    def _give_up(self, moving: asyncio.Task[Socket | None]) -> None:
+        moving.add_done_callback(self._came_after_all)
+        moving.cancel()
+
+    async def _follow_leader(self) -> Socket | None:
+        """Connect to the leader, when it is at another node."""
+        while True:
+            await asyncio.sleep(self._chance.uniform(0.5, 1.5) * self._options.follow_s)
+            leader = await self._find_leader(self.url)
+            if leader is not None and leader != self.url:
+                with contextlib.suppress(RitornelloError):
+                    return await self._connect(leader)
 
     async def _find_other(self) -> Socket | None:
         """Connect to another node than this one. None if there is none."""

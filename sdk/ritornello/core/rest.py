@@ -4,6 +4,7 @@ A read, and what is as good when it is done twice, is tried at one node after th
 """
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -125,14 +126,22 @@ class Rest:
             detail = f"{url}: {_why(error)}"
             raise NotConnected(detail, outcome=outcome) from error
 
-    async def leader(self) -> str | None:
-        """The address of the node that leads; None if no node that answers is it."""
+    async def leader(self, near: str = "") -> str | None:
+        """The address of the node that leads; None if no node that answers is it.
+
+        A node that is `near` is asked before all others.
+        """
         ask = Ask("GET", "/v1/cluster")
 
         async def node_and_leader(url: str) -> tuple[str, str, str | None]:
             found = _decoded(await self._once(url, ask), _Leading)
             return url, found.node, found.leader
 
+        if near:
+            with contextlib.suppress(RitornelloError):
+                _, node, leader = await node_and_leader(near)
+                if node == leader:
+                    return near
         tasks = [asyncio.ensure_future(node_and_leader(url)) for url in self._nodes.urls]
         try:
             for done in asyncio.as_completed(tasks, timeout=self._options.connect_s):
