@@ -12,6 +12,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 import ritornello
+import ritornello.sync
 from ritornello import Client, Options, Remove, Session, Store, Trace, Verdict, Worker, otel
 from tests.api.servers import Running
 
@@ -69,7 +70,7 @@ async def test_a_session_keeps_its_trace_through_all_attempts(client: Client) ->
 
 async def test_what_is_no_trace_is_said_at_once(client: Client) -> None:
     with pytest.raises(ValueError, match="traceparent"):
-        client.new(THEME, trace=Trace("nothing"))
+        await client.new(THEME, trace=Trace("nothing"))
 
 
 async def test_each_attempt_is_a_span_with_a_link_to_what_caused_it(
