@@ -26,7 +26,7 @@ from api.answers import (
     TxnAnswer,
 )
 from api.http import bodies
-from api.http.routes import NO_BODY, Option, Reply, Route
+from api.http.route import NO_BODY, Option, Reply, Route
 from api.problems import PROBLEM_TYPE, STATUSES
 
 _DISTRIBUTION = "ritornello-server"

@@ -23,7 +23,8 @@ from api.http.listening import Listener
 from api.http.origins import Origins
 from api.http.paths import Paths, UnreadablePathError
 from api.http.protocol import Server
-from api.http.routes import ROUTES, Route
+from api.http.route import Route
+from api.http.routes import ROUTES
 from api.problems import INTERNAL, PROBLEM_TYPE, Problem, Refusal, bad_request, refusal
 from api.security import ANYBODY, Principal, Rates, address_key
 from api.settings.build import HttpSettings

@@ -1,5 +1,6 @@
 """The OpenAPI document over HTTP."""
 
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import msgspec
@@ -7,19 +8,21 @@ from aiohttp import web
 
 from api.http.bodies import JSON
 from api.http.calls import Call
+from api.http.route import Handler, Route
+from api.openapi import document
 
 
-async def show(call: Call) -> web.Response:
-    """Read what this interface is, as an OpenAPI document."""
-    call.options()
-    headers = {"Content-Type": JSON, "Cache-Control": "no-cache"}
-    return web.Response(body=_document(), headers=headers)
+def shown_of(routes: Callable[[], Sequence[Route]]) -> Handler:
+    """What shows the document of routes, of which it is one."""
 
+    @cache
+    def made() -> bytes:
+        return msgspec.json.format(msgspec.json.encode(document(routes())), indent=2)
 
-@cache
-def _document() -> bytes:
-    """Made once, when somebody wants it."""
-    from api.http.routes import ROUTES  # noqa: PLC0415 - this handler is one of them
-    from api.openapi import document  # noqa: PLC0415 - as above
+    async def show(call: Call) -> web.Response:
+        """Read what this interface is, as an OpenAPI document."""
+        call.options()
+        headers = {"Content-Type": JSON, "Cache-Control": "no-cache"}
+        return web.Response(body=made(), headers=headers)
 
-    return msgspec.json.format(msgspec.json.encode(document(ROUTES)), indent=2)
+    return show

@@ -4,11 +4,7 @@ To add one: write a handler, whose docstring's first line becomes the summary, a
 says beside method, path, handler, scope and tag is for the document, and for `Accept`.
 """
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any
-
-from aiohttp import web
 
 from api import requests as ask
 from api.answers import (
@@ -33,57 +29,11 @@ from api.http import (
     snapshots,
     themes,
 )
-from api.http.bodies import JSON, SESSION, STRUCTURED
-from api.http.calls import APPLIED_INDEX, EPOCH, Call
+from api.http.bodies import JSON, SESSION
+from api.http.calls import APPLIED_INDEX, EPOCH
 from api.http.calls import SESSION as SESSION_HEADER
+from api.http.route import Handler, Option, Reply, Route
 from api.security import Scope
-
-Handler = Callable[[Call], Awaitable[web.StreamResponse]]
-
-NO_BODY = type(None)
-
-
-@dataclass(frozen=True, slots=True)
-class Option:
-    """A field of the query."""
-
-    name: str
-    type: Any
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """One way in which a route answers well."""
-
-    status: int
-    body: Any = NO_BODY
-    text: str = "Done."
-    headers: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """One method of one path."""
-
-    method: str
-    path: str
-    handler: Handler
-    scope: Scope | None  # that it takes; None: it is for everybody
-    tag: str
-    asks: type[ask.Request] | None = None  # fields of the body or of the query
-    fields: Any = None  # of a body that is JSON or msgpack, and nothing else
-    options: tuple[Option, ...] = ()
-    headers: tuple[str, ...] = ()  # that it understands, beside those that all do
-    replies: tuple[Reply, ...] = (Reply(200, Any),)
-    problems: tuple[int, ...] = ()  # beside those of all routes
-    gives: tuple[str, ...] = STRUCTURED  # the media types of an answer
-
-    @property
-    def name(self) -> str:
-        """Its name in the OpenAPI document, and in metrics."""
-        return f"{self.tag}_{self.handler.__name__}" + ("_by_key" if "{key}" in self.path else "")
-
 
 # What a route may be refused with that asks the cluster; and one that is about a session.
 _CLUSTER = (422, 429, 503, 504)
@@ -381,7 +331,7 @@ ROUTES: tuple[Route, ...] = (
     Route(
         "GET",
         "/openapi.json",
-        document.show,
+        document.shown_of(lambda: ROUTES),
         None,
         "about",
         replies=(Reply(200, dict[str, Any], "This document."),),

@@ -15,7 +15,8 @@ from aiohttp import ClientSession, web
 
 from api.http.app import Http
 from api.http.calls import Call
-from api.http.routes import ROUTES, Route
+from api.http.route import Route
+from api.http.routes import ROUTES
 from tests.api.http import contract, raw
 from tests.api.http.client import client
 from tests.api.servers import HTTP, READY_S, Running, server, until

@@ -9,7 +9,8 @@ import openapi_spec_validator
 import pytest
 from aiohttp import hdrs
 
-from api.http.routes import ROUTES, Route
+from api.http.route import Route
+from api.http.routes import ROUTES
 from api.problems import STATUSES
 from cluster import failures
 from state.errors import FAILURES
