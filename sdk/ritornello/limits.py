@@ -15,6 +15,7 @@ CLOSE_S = 5.0  # for what is asked to be answered when the client is closed
 SILENCE_S = 8.0  # after which a connection is given up; it is asked for a sign of life before
 HEARTBEAT_MIN_S = 0.1
 HEARTBEATS_PER_LEASE = 5
+HEARTBEAT_IDLE_S = 10.0  # while nothing is held
 UNHEARD_PER_LEASE = 0.5  # a node that renews no lease for so much of it is left for another
 
 FOLLOW_S = 15.0  # between two looks at who leads, if it is the leader that is preferred

@@ -3,6 +3,9 @@
 The server pings, and renews what is held by whoever answers; but it does not say so. So the client
 gives a sign of life itself, a few times per lease, and knows by the answer: whatever is held was
 held when that was sent, and is from then on for as long as its lease.
+
+The answer tells the cluster's clock as well, without which nobody knows when the lease of a session
+ends that is handed out. So signs are given while nothing is held, too, if less often.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,7 +13,7 @@ from collections.abc import Callable, Mapping
 from ritornello import limits
 from ritornello.core.frames import Message
 from ritornello.core.requests import Held, Request, nobody
-from ritornello.errors import RitornelloError
+from ritornello.errors import RequestError, RitornelloError
 
 FOREVER = float("inf")
 
@@ -66,7 +69,7 @@ class Leases:
 
     def beat(self) -> float:
         """Give a sign of life, if it is time. Answers when it will be."""
-        if not (self._is_on and self._held):
+        if not self._is_on:
             return FOREVER
         now_s = self._now()
         if self._beating is None and now_s >= self._next_s:
@@ -90,13 +93,16 @@ class Leases:
         if beating is None:
             return
         if not isinstance(found, Message):
-            self._next_s = self._now() + limits.HEARTBEAT_MIN_S
+            # Who may not work on sessions needs no clock.
+            is_refused = isinstance(found, RequestError) and not found.retryable
+            pause_s = limits.HEARTBEAT_MIN_S if self._held else limits.HEARTBEAT_IDLE_S
+            self._next_s = FOREVER if is_refused and not self._held else self._now() + pause_s
             return
         sent_s = beating.sent_s
         self._unheard_since_s = None
         if found.now_ms is not None:
             self._clock = sent_s, found.now_ms
-        period_s = FOREVER
+        period_s = limits.HEARTBEAT_IDLE_S
         for held in self._held.values():
             period_s = min(period_s, _period_s(held.lease_s))
             if held.is_resumed and held.since_s <= sent_s:
