@@ -1,7 +1,9 @@
 """The command `ritornello`: what operators of a cluster, and scripts, do with it.
 
-main       the command, its options, and with what status it ends
-contexts   clusters by name, in a file
-output     tables for people, lines for programs
-sessions, cluster, events, work, bench, top    the commands
+    main      the command, its options, and with what status it ends
+    contexts  clusters by name, in a file
+    output    tables for people, lines for programs
+    calling   what every command has: the cluster that is meant, and a client of it
+
+The other modules are commands.
 """

@@ -9,7 +9,7 @@ import click
 import msgspec
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ritornello import Client, Options
+from ritornello import Client
 from ritornello.cli import output
 from ritornello.cli.calling import Given
 
@@ -70,7 +70,8 @@ def bench(
     are being worked on, which are stored when it leaves.
 
     \b
-    Example:  ritornello --url http://a:7601,http://b:7601 bench --sessions 64 --seconds 10
+    Example:
+      ritornello --url http://a:7601,http://b:7601 bench --sessions 64 --seconds 10
     """
     found = [
         _measured(given, count, seconds, warm_up_s, theme, size_bytes)
@@ -125,9 +126,7 @@ async def _run(
     chunk: bytes,
     tell: Callable[[float, float], None],
 ) -> Figures:
-    context = given.cluster()
-    options = Options(timeout_s=given.timeout_s)
-    async with Client(context.urls, token=given.token(context), options=options) as client:
+    async with given.async_client() as client:
         counts = _Counts([])
         is_over = False
 

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from ritornello.cli import contexts, output
+from ritornello.client import Client as AsyncClient
 from ritornello.core.core import Token
 from ritornello.limits import Options
 from ritornello.sync import Client
@@ -39,6 +40,12 @@ class Given:
         """The token to show there."""
         said = os.environ.get("RITORNELLO_TOKEN")
         return said if said and self.token_file is None else cluster.token
+
+    def async_client(self) -> AsyncClient:
+        """The same, for programs with an event loop."""
+        found = self.cluster()
+        options = Options(timeout_s=self.timeout_s)
+        return AsyncClient(found.urls, token=self.token(found), options=options)
 
     def client(self) -> Client:
         """A client of the cluster that is meant. Raises `ContextError`, ValueError."""

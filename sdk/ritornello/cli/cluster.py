@@ -13,7 +13,13 @@ from ritornello.sync import Client
 @click.command()
 @with_client
 def status(client: Client, *, is_json: bool) -> None:
-    """Say who is in the cluster, who leads, and how it is."""
+    """Say who is in the cluster, who leads, and how it is.
+
+    \b
+    Examples:
+      ritornello status
+      ritornello --url http://a:7601,http://b:7601 --json status
+    """
     found = client.cluster()
     if is_json:
         output.say_json(found)
@@ -36,7 +42,14 @@ def status(client: Client, *, is_json: bool) -> None:
 @click.group(invoke_without_command=True)
 @click.pass_context
 def themes(ctx: click.Context) -> None:
-    """List the themes, or look at one, or change it."""
+    """List the themes, or look at one, or change it.
+
+    \b
+    Examples:
+      ritornello themes
+      ritornello themes show 7
+      ritornello themes policy 7 max_attempts=5
+    """
     if ctx.invoked_subcommand is None:
         ctx.invoke(list_themes)
 
@@ -61,7 +74,12 @@ def theme_row(one: ThemeView) -> tuple[object, ...]:
 @themes.command("list")
 @with_client
 def list_themes(client: Client, *, is_json: bool) -> None:
-    """List the themes that have sessions, or a policy of their own."""
+    """List the themes that have sessions, or a policy of their own.
+
+    \b
+    Example:
+      ritornello --json themes list
+    """
     found = client.themes()
     if is_json:
         for one in found:
@@ -74,7 +92,12 @@ def list_themes(client: Client, *, is_json: bool) -> None:
 @click.argument("theme", type=int)
 @with_client
 def show(client: Client, *, theme: int, is_json: bool) -> None:
-    """Say how many sessions of a theme are where, and what its policy is."""
+    """Say how many sessions of a theme are where, and what its policy is.
+
+    \b
+    Example:
+      ritornello themes show 7
+    """
     found = client.theme(theme)
     if is_json:
         output.say_json(found)
@@ -88,7 +111,12 @@ def show(client: Client, *, theme: int, is_json: bool) -> None:
 @click.argument("settings", nargs=-1, required=True, metavar="NAME=VALUE...")
 @with_client
 def policy(client: Client, *, theme: int, settings: tuple[str, ...], is_json: bool) -> None:
-    """Change settings of a theme's policy, such as max_attempts=5 or backoff=exponential."""
+    """Change settings of a theme's policy, such as max_attempts=5 or backoff=exponential.
+
+    \b
+    Example:
+      ritornello themes policy 7 repeat_ms=5000 backoff=exponential max_attempts=10
+    """
     changes: dict[str, Any] = {}
     for one in settings:
         name, equals, value = one.partition("=")
@@ -102,7 +130,12 @@ def policy(client: Client, *, theme: int, settings: tuple[str, ...], is_json: bo
 @click.argument("theme", type=int)
 @with_client
 def pause(client: Client, *, theme: int, is_json: bool) -> None:
-    """Hand out no session of a theme, until it is resumed."""
+    """Hand out no session of a theme, until it is resumed.
+
+    \b
+    Example:
+      ritornello themes pause 7
+    """
     _changed(client.pause_theme(theme), is_json=is_json)
 
 
@@ -110,7 +143,12 @@ def pause(client: Client, *, theme: int, is_json: bool) -> None:
 @click.argument("theme", type=int)
 @with_client
 def resume(client: Client, *, theme: int, is_json: bool) -> None:
-    """Hand out sessions of a theme again."""
+    """Hand out sessions of a theme again.
+
+    \b
+    Example:
+      ritornello themes resume 7
+    """
     _changed(client.resume_theme(theme), is_json=is_json)
 
 
@@ -125,7 +163,13 @@ def _changed(found: ThemeView, *, is_json: bool) -> None:
 @click.argument("to", default="")
 @with_client
 def transfer(client: Client, *, to: str, is_json: bool) -> None:
-    """Hand leadership over, to a member by its name or to the best placed one."""
+    """Hand leadership over, to a member by its name or to the best placed one.
+
+    \b
+    Examples:
+      ritornello transfer
+      ritornello transfer node-2
+    """
     found = client.transfer(to)
     if is_json:
         output.say_json(found)

@@ -9,13 +9,24 @@ from ritornello.core.nodes import node_urls
 
 @click.group()
 def context() -> None:
-    """Keep clusters by name, so that -c NAME is enough."""
+    """Keep clusters by name, so that -c NAME is enough.
+
+    \b
+    Examples:
+      ritornello context set live --url https://a.example:7601 --token-file ~/.token
+      ritornello -c live status
+    """
 
 
 @context.command("list")
 @click.pass_obj
 def list_contexts(given: Given) -> None:
-    """List them; the current one has a star."""
+    """List them; the current one has a star.
+
+    \b
+    Example:
+      ritornello context list
+    """
     found = contexts.load(given.path)
     if given.is_json:
         for name, one in sorted(found.known.items()):
@@ -35,7 +46,12 @@ def list_contexts(given: Given) -> None:
 @click.option("--token-file", help="The file that holds its token.")
 @click.pass_obj
 def set_context(given: Given, name: str, urls: tuple[str, ...], token_file: str | None) -> None:
-    """Keep a cluster under a name. The first one becomes the current one."""
+    """Keep a cluster under a name. The first one becomes the current one.
+
+    \b
+    Example:
+      ritornello context set local --url http://127.0.0.1:7601
+    """
     found = contexts.load(given.path)
     found.known[name] = contexts.Context(node_urls(urls), token_file)
     found.current = found.current or name
@@ -46,7 +62,12 @@ def set_context(given: Given, name: str, urls: tuple[str, ...], token_file: str 
 @click.argument("name")
 @click.pass_obj
 def use(given: Given, name: str) -> None:
-    """Make one the current one."""
+    """Make one the current one.
+
+    \b
+    Example:
+      ritornello context use live
+    """
     found = contexts.load(given.path)
     found.get(name)
     found.current = name
@@ -57,7 +78,12 @@ def use(given: Given, name: str) -> None:
 @click.argument("name")
 @click.pass_obj
 def remove(given: Given, name: str) -> None:
-    """Forget one."""
+    """Forget one.
+
+    \b
+    Example:
+      ritornello context remove live
+    """
     found = contexts.load(given.path)
     found.get(name)
     del found.known[name]

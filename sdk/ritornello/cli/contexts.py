@@ -1,13 +1,15 @@
 """Clusters by name, in a file of the user's: where they are, and with which token.
 
-current = "local"
+    current = "local"
 
-[contexts.local]
-urls = ["http://127.0.0.1:7601"]
+    [contexts.local]
+    urls = ["http://127.0.0.1:7601"]
 
-[contexts.production]
-urls = ["https://a.example:7601", "https://b.example:7601"]
-token_file = "/home/me/.ritornello-token"
+    [contexts.production]
+    urls = ["https://a.example:7601", "https://b.example:7601"]
+    token_file = "~/.ritornello-token"
+
+A token itself never stands in it.
 """
 
 import os

@@ -26,14 +26,16 @@ def tail(
 
     The first column is the place of each event: --after takes one, to go on where this ended. An
     event `resync` says that some are missing.
+
+    \b
+    Examples:
+      ritornello tail --theme 7
+      ritornello --json tail --kind parked --after 0
     """
     for number, event in enumerate(client.events(themes or None, kinds=kinds, after=after), 1):
         if is_json:
             output.say_json(event)
         else:
-            row = (event.place, event.kind, event.theme, event.id, event.key, event.revision)
-            output.say(
-                "\t".join("-" if one is None else output.text_of(str(one).encode()) for one in row)
-            )
+            output.row((event.place, event.kind, event.theme, event.id, event.key, event.revision))
         if number == count:
             return

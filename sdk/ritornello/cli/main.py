@@ -52,6 +52,7 @@ COMMANDS: Mapping[str, str] = {
     "work": "work:work",
     "bench": "bench:bench",
     "context": "context:context",
+    "completion": "completion:completion",
 }
 
 
@@ -71,6 +72,15 @@ class Command(click.Group):
         found: click.Command = getattr(import_module(f"ritornello.cli.{module}"), name)
         return found
 
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - click's
+        """As click has it; but whoever has read enough, `head` say, may go away."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # Nothing more may be written at the end either.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:  # noqa: ANN401 - click's
         """As click has it."""
         kwargs["standalone_mode"] = False
@@ -83,10 +93,6 @@ class Command(click.Group):
             sys.exit(error.exit_code)
         except (KeyboardInterrupt, click.Abort):
             sys.exit(INTERRUPTED)
-        except BrokenPipeError:
-            # Whoever read has enough, `head` say; nothing more may be written at the end either.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(0)
         except tuple(kind for kind, _ in STATUSES) as error:
             sys.stderr.write(f"ritornello: {error}\n")
             sys.exit(next(status for kind, status in STATUSES if isinstance(error, kind)))
@@ -136,7 +142,16 @@ def ritornello(
       ritornello work 7 -- ./deliver.sh
       ritornello bench --sessions 64
 
-    Shell completion, for bash:  eval "$(_RITORNELLO_COMPLETE=bash_source ritornello)"
+    \b
+    It ends with status
+      0    done
+      1    the cluster has refused it, or a defect
+      2    arguments that make no sense, or the file of contexts does not
+      3    there is no such session
+      4    not possible now: the key is held, or the phase or the revision is another
+      5    no node answers in time
+      6    the token is not known, or not for this
+      130  interrupted
     """
     nodes = tuple(part for one in urls for part in one.split(",") if part)
     ctx.obj = Given(nodes, context, token_file, timeout_s, is_json, contexts.default_path())

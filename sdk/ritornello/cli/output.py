@@ -34,15 +34,20 @@ def say_json(value: object) -> None:
     say(msgspec.json.encode(value).decode())
 
 
+def row(cells: Sequence[object]) -> None:
+    """Say one row as a line, as it becomes known."""
+    say("\t".join(map(_plain, cells)))
+
+
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> None:
     """Say rows."""
     if not is_terminal():
-        for row in rows:
-            say("\t".join(map(_plain, row)))
+        for one in rows:
+            row(one)
         return
     drawn = Table(*columns, title=title or None, header_style="bold", box=None, pad_edge=False)
-    for row in rows:
-        drawn.add_row(*map(_plain, row))
+    for one in rows:
+        drawn.add_row(*map(_plain, one))
     console.print(drawn)
 
 

@@ -17,7 +17,13 @@ _COLUMNS = ("id", "theme", "key", "phase", "attempts", "due", "size", "last caus
 
 @click.group()
 def sessions() -> None:
-    """Look at sessions, and change them. A session is an ID, or THEME/KEY."""
+    """Look at sessions, and change them. A session is an ID, or THEME/KEY.
+
+    \b
+    Examples:
+      ritornello sessions list 7 --phase parked
+      ritornello sessions show 7/order-1
+    """
 
 
 def target_of(text: str) -> Target:
@@ -56,7 +62,12 @@ def list_sessions(
     limit: int | None,
     is_json: bool,
 ) -> None:
-    """List the sessions of a theme, without their data."""
+    """List the sessions of a theme, without their data.
+
+    \b
+    Example:
+      ritornello sessions list 7 --key-prefix order- --limit 20
+    """
     found = islice(client.list(theme, phase=phase, key_prefix=key_prefix), limit)  # type: ignore[arg-type] # one of the choices
     if is_json:
         for one in found:
@@ -70,7 +81,13 @@ def list_sessions(
 @click.option("--data", "only_data", is_flag=True, help="Only its data, as it is.")
 @with_client
 def show(client: Client, *, session: str, only_data: bool, is_json: bool) -> None:
-    """Look at a session, with its data and its history."""
+    """Look at a session, with its data and its history.
+
+    \b
+    Examples:
+      ritornello sessions show 7/order-1
+      ritornello sessions show 1a --data > order
+    """
     found = client.get(target_of(session))
     if only_data:
         sys.stdout.buffer.write(found.data)
@@ -93,7 +110,12 @@ def show(client: Client, *, session: str, only_data: bool, is_json: bool) -> Non
 @click.option("--reason", default="", help="What its history is to say.")
 @with_client
 def store(client: Client, *, session: str, after: float, reason: str, is_json: bool) -> None:
-    """Change when a session that nobody works on is due."""
+    """Change when a session that nobody works on is due.
+
+    \b
+    Example:
+      ritornello sessions store 7/order-1 --after 3600
+    """
     say_one(client.store(target_of(session), after, reason=reason), is_json=is_json)
 
 
@@ -102,7 +124,12 @@ def store(client: Client, *, session: str, after: float, reason: str, is_json: b
 @click.option("--reason", default="", help="What its history is to say.")
 @with_client
 def park(client: Client, *, session: str, reason: str, is_json: bool) -> None:
-    """Set a session aside that nobody works on, until it is unparked."""
+    """Set a session aside that nobody works on, until it is unparked.
+
+    \b
+    Example:
+      ritornello sessions park 7/order-1 --reason "the address is wrong"
+    """
     with client.take(target_of(session)) as held:
         held.park(reason)
     _said(held.id, "parked", is_json=is_json)
@@ -112,7 +139,12 @@ def park(client: Client, *, session: str, reason: str, is_json: bool) -> None:
 @click.argument("session")
 @with_client
 def unpark(client: Client, *, session: str, is_json: bool) -> None:
-    """Make a parked session due now, with no attempts counted."""
+    """Make a parked session due now, with no attempts counted.
+
+    \b
+    Example:
+      ritornello sessions unpark 7/order-1
+    """
     say_one(client.unpark(target_of(session)), is_json=is_json)
 
 
@@ -120,7 +152,12 @@ def unpark(client: Client, *, session: str, is_json: bool) -> None:
 @click.argument("session")
 @with_client
 def remove(client: Client, *, session: str, is_json: bool) -> None:
-    """Remove a session that nobody works on, with its data."""
+    """Remove a session that nobody works on, with its data.
+
+    \b
+    Example:
+      ritornello sessions remove 7/order-1
+    """
     target = target_of(session)
     client.remove(target)
     _said(session, "removed", is_json=is_json)
@@ -166,7 +203,14 @@ def new(
     on_conflict: str,
     is_json: bool,
 ) -> None:
-    """Begin a session: it is stored, and due at once or later."""
+    """Begin a session: it is stored, and due at once or later.
+
+    \b
+    Examples:
+      ritornello new 7 --key order-1 --data 'ship it'
+      ritornello new 7 --after 3600 --file order.json
+      tar c orders | ritornello new 7 --file -
+    """
     if data is not None and file is not None:
         raise click.UsageError("give --data or --file, not both")
     chunk = (data or "").encode()

@@ -18,12 +18,23 @@ from ritornello.sync import Client
 
 @click.command()
 @click.option(
-    "--every", "every_s", default=1.0, show_default=True, help="Seconds between two looks."
+    "--every",
+    "every_s",
+    type=click.FloatRange(min=0.05),
+    default=1.0,
+    show_default=True,
+    help="Seconds between two looks.",
 )
 @click.option("--count", type=click.IntRange(min=1), help="End after so many looks.")
 @with_client
 def top(client: Client, *, every_s: float, count: int | None, is_json: bool) -> None:
-    """Show the cluster and its themes, again and again, until Ctrl-C."""
+    """Show the cluster and its themes, again and again, until Ctrl-C.
+
+    \b
+    Examples:
+      ritornello top
+      ritornello --json top --count 1
+    """
     looks = 0
     rate = _Rate()
     if is_json or not output.is_terminal():

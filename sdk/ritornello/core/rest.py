@@ -6,6 +6,7 @@ A read, and what is as good when it is done twice, is tried at one node after th
 import asyncio
 import contextlib
 import random
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -161,7 +162,7 @@ class Rest:
     async def follow(self, query: Mapping[str, str], place: str | None) -> "EventStream":
         """Open a stream of events after a place, or from now on. Raises `RitornelloError`."""
         stream = EventStream(self, query, place)
-        await stream.open()
+        await stream.open(self._options.timeout_s)
         return stream
 
 
@@ -188,9 +189,13 @@ class EventStream:
         self._response: aiohttp.ClientResponse | None = None
         self._buffer = b""
 
-    async def open(self) -> None:
-        """Connect to some node. Raises `RitornelloError` when it refuses for good."""
+    async def open(self, within_s: float | None = None) -> None:
+        """Connect to some node, within a time or for ever.
+
+        Raises `RitornelloError` when it refuses for good, or the time is over.
+        """
         rest = self._rest
+        end_s = None if within_s is None else time.monotonic() + within_s
         failures = 0
         while True:
             url = rest._nodes.first  # noqa: SLF001 - of one module
@@ -200,7 +205,10 @@ class EventStream:
                 if not rest._options.retries or not error.retryable:  # noqa: SLF001
                     raise
                 rest._nodes.avoid(url)  # noqa: SLF001
-                await asyncio.sleep(rest._pause_s(error, failures))  # noqa: SLF001
+                pause_s = rest._pause_s(error, failures)  # noqa: SLF001
+                if end_s is not None and time.monotonic() + pause_s >= end_s:
+                    raise
+                await asyncio.sleep(pause_s)
                 failures += 1
             else:
                 self._buffer = b""

@@ -69,7 +69,16 @@ class CoreThread:
         try:
             self.loop.run_forever()
         finally:
+            self._end_tasks()
             self.loop.close()
+
+    def _end_tasks(self) -> None:
+        """Let what still waits for something end, and be told so."""
+        tasks = asyncio.all_tasks(self.loop)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            self.loop.run_until_complete(asyncio.wait(tasks))
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         """Run a coroutine in the loop. Raises `ClientClosed`."""

@@ -1,0 +1,110 @@
+"""Clusters by name, and the tokens that are shown to them."""
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from api.security.tokens import new_token
+from ritornello.cli import contexts
+from tests.api.security.files import entry
+from tests.api.servers import in_a_thread, server
+from tests.sdk.cli.commands import Shell
+
+NOWHERE = "http://127.0.0.1:1"
+
+
+def test_clusters_have_names(shell: Shell) -> None:
+    def alone(*words: str) -> list[list[str]]:
+        found = shell(*words, url="")
+        assert found.status == 0, found
+        return found.rows
+
+    assert alone("context", "list") == []
+    alone("context", "set", "here", "--url", shell.url)
+    alone("context", "set", "there", "--url", NOWHERE, "--url", "127.0.0.1:2")
+    there = f"{NOWHERE},http://127.0.0.1:2"
+    assert alone("context", "list") == [
+        ["*", "here", shell.url, "-"],
+        ["", "there", there, "-"],
+    ]
+    assert alone("status")
+    assert shell("-c", "there", "--timeout", "0.3", "status", url="").status == 5
+    alone("context", "use", "there")
+    assert shell("--timeout", "0.3", "status", url="").status == 5
+    assert shell("-c", "here", "status", url="").status == 0
+    # What is said at the command goes before what is kept.
+    assert shell("status").status == 0
+    alone("context", "remove", "there")
+    listed = shell("--json", "context", "list", url="").jsons
+    assert listed == [{"name": "here", "urls": [shell.url], "is_current": False}]
+
+
+def test_names_that_are_unknown(shell: Shell) -> None:
+    shell("context", "set", "live", "--url", NOWHERE, url="")
+    for words in (
+        ("-c", "lvie", "status"),
+        ("context", "use", "lvie"),
+        ("context", "remove", "lvie"),
+    ):
+        said = shell(*words, url="")
+        assert said.status == 2
+        assert "there is no context 'lvie'" in said.errors
+        assert "known: live" in said.errors
+    said = shell("context", "set", "bad", "--url", "ftp://there", url="")
+    assert (said.status, "no address of a node" in said.errors) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("contexts = 1", "a table of tables"),
+        ("[contexts.a]\nurls = 'x'", "a list of texts"),
+        ("[contexts.a]\nurls = ['x']\ntoken_file = 1", "is a text"),
+        ("current = 1", "the name of a context"),
+        ("= nonsense", "contexts.toml"),
+        ("current = 'gone'", "there is no context 'gone'"),
+    ],
+)
+def test_a_file_that_is_not_in_order(shell: Shell, text: str, says: str) -> None:
+    path = contexts.default_path()
+    path.parent.mkdir()
+    path.write_text(text)
+    said = shell("status", url="")
+    assert (said.status, said.out) == (2, "")
+    assert says in said.errors
+
+
+def test_names_and_paths_of_any_characters_are_kept(shell: Shell) -> None:
+    name, path = 'a "b" \\ \N{SNOWMAN} \x07', "/some where/\\token"
+    shell("context", "set", name, "--url", NOWHERE, "--token-file", path, url="")
+    found = contexts.load(contexts.default_path())
+    assert found.known == {name: contexts.Context((NOWHERE,), path)}
+    assert found.current == name
+    assert stat.S_IMODE(contexts.default_path().stat().st_mode) == 0o600
+
+
+def test_tokens(shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    token = new_token()
+    file = tmp_path / "token"
+    file.write_text(f"{token}\n")
+    (tmp_path / "node").mkdir()
+    with in_a_thread(server(tmp_path / "node", tokens=entry(token, "all", '["admin"]'))) as node:
+        assert shell("status", url=node.url).status == 6
+        assert shell("--token-file", file, "status", url=node.url).status == 0
+        missing = shell("--token-file", tmp_path / "none", "status", url=node.url)
+        assert (missing.status, missing.out) == (2, "")
+        assert str(tmp_path / "none") in missing.errors
+        shell("context", "set", "live", "--url", node.url, "--token-file", file, url="")
+        assert shell("status", url="").status == 0
+        # A token is for the cluster that it was given for.
+        assert shell("status", url=node.url).status == 6
+        assert token not in contexts.default_path().read_text()
+        for word in ("RITORNELLO_TOKEN",):
+            monkeypatch.setenv(word, token)
+        assert shell("status", url=node.url).status == 0
+        file.write_text("nonsense")
+        said = shell("--token-file", file, "status", url=node.url)
+        assert said.status == 6
+        assert token not in said.errors
+        assert "nonsense" not in said.errors
