@@ -60,7 +60,7 @@ class Calls:
             fields["idempotency_key"] = key
         elif self._core.options.retries:
             fields["idempotency_key"] = new_key()
-            fields["remember_for"] = limits.REMEMBER_S
+            fields["remember_for"] = self.timeout_s(timeout) + limits.REMEMBER_SLACK_S
         is_known = "idempotency_key" in fields
         way = Way.AGAIN if is_known else Way.ONCE
         return Request(fields, self._deadline_s(timeout), nobody, way=way)
@@ -173,7 +173,7 @@ class Operations:
 
     @property
     def home(self) -> Home | None:
-        """Where its sessions are held. Raises ValueError if that is not one place."""
+        """Where its sessions are held; ValueError if that is not one place. Not for users."""
         homes = {one.core_held.home for one in self.sessions}
         if len(homes) > 1:
             raise ValueError("the sessions of a transaction are held by one client, or one worker")
@@ -242,12 +242,12 @@ class Operations:
         self.fields.append({"op": op, **shown, **fields})
 
     def failed(self) -> None:
-        """Take note that it was not done, or nobody knows."""
+        """Take note that it was not done, or nobody knows. Not for users."""
         for session in self.sessions:
             session.catch_up()
 
     def answered(self, results: list[Result]) -> tuple[Created | Stored | int, ...]:
-        """Take what each was answered: what was created or stored, or a revision."""
+        """Take what each was answered: created, stored, or a revision. Not for users."""
         self.results = tuple(map(_result, self.fields, results))
         for session in dict.fromkeys(self.sessions):
             session.keep_up(self.fields)

@@ -30,7 +30,9 @@ IN_FLIGHT_SPARE = 16  # of that, kept for signs of life
 RESUME_MAX = 1024  # sessions in one request
 MISMATCHES_MAX = 3  # times that a session is found at another revision than it was left
 
-REMEMBER_S = 300.0  # how long the cluster knows a request again that is sent twice
+# How long the cluster knows a request again that may be sent twice: as long as it may be sent, and
+# so much longer, as what a node has taken in may be done ten seconds later.
+REMEMBER_SLACK_S = 20.0
 
 REASON_CHARS = 256
 COUNT_MAX = 16_384

@@ -1,5 +1,7 @@
 """What is asked, and what is held: a request, and a session."""
 
+import itertools
+import os
 import secrets
 from collections import deque
 from collections.abc import Callable
@@ -245,6 +247,20 @@ def nobody(_result: Message | RitornelloError) -> None:
     """Takes the answer of what nobody waits for."""
 
 
-def new_key() -> str:
-    """An idempotency key that nobody else has."""
-    return secrets.token_urlsafe(16)
+class _Keys:
+    """Idempotency keys: what no other process has, and a number. One for each is slow to make."""
+
+    def __init__(self) -> None:
+        self.begin()
+        os.register_at_fork(after_in_child=self.begin)
+
+    def begin(self) -> None:
+        self._prefix = secrets.token_urlsafe(12)
+        self._numbers = itertools.count()
+
+    def make(self) -> str:
+        return f"{self._prefix}-{next(self._numbers):x}"
+
+
+new_key = _Keys().make
+"""An idempotency key that nobody else has."""

@@ -43,7 +43,7 @@ class Mailbox:
             call(argument)
 
 
-def _new_loop() -> asyncio.AbstractEventLoop:
+def new_loop() -> asyncio.AbstractEventLoop:
     """uvloop's, where that is installed: it takes less for each frame."""
     try:
         import uvloop  # noqa: PLC0415 - it need not be there
@@ -56,7 +56,7 @@ class CoreThread:
     """A thread that runs an event loop until it is stopped."""
 
     def __init__(self, name: str) -> None:
-        self.loop = _new_loop()
+        self.loop = new_loop()
         self.mailbox = Mailbox(self.loop)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._is_stopped = False
