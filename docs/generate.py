@@ -6,6 +6,7 @@ The test of this module fails when a page is not what the code says.
 from pathlib import Path
 
 from api.settings import settings_page
+from docs.reference import reference_page
 from state import TRANSITIONS, Phase
 from state.transitions import Transition
 
@@ -59,7 +60,11 @@ def transitions_page() -> str:
     return f"{_HEAD}\n{diagram(TRANSITIONS)}\n\n{table(TRANSITIONS)}\n"
 
 
-PAGES = {"transitions.md": transitions_page, "settings.md": settings_page}
+PAGES = {
+    "transitions.md": transitions_page,
+    "settings.md": settings_page,
+    "python/reference.md": reference_page,
+}
 
 if __name__ == "__main__":
     for name_of_page, make in PAGES.items():

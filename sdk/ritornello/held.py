@@ -22,6 +22,7 @@ class HeldSession:
     """A session that is held, and what is known of it."""
 
     def __init__(self, core: Core, held: Held, view: SessionView) -> None:
+        """Not for users: a `Client` or a `Worker` makes it."""
         self._core = core
         self._held = held
         self._view = view

@@ -82,7 +82,17 @@ class Stored(Struct, frozen=True, kw_only=True):
 
 
 class Policy(Struct, frozen=True, kw_only=True):
-    """What a theme decides for its sessions. Of a bound, 0 means that there is none."""
+    """What a theme decides for its sessions. Of a bound, 0 means that there is none.
+
+    A session that is stored without a time comes back after `repeat_ms`; if `backoff` is
+    `exponential`, after twice that for each attempt that it has had, but for `repeat_cap_ms` at
+    most. `jitter_permille` of that time are spread, so that not all come back at once.
+
+    `lease_ms` is how long a session is kept for an operator that gives no sign of life, and
+    `progress_ms` for one that gives signs of life, and does nothing with it. After `max_attempts`
+    it is parked. `max_active` bounds the sessions that are active at a time, `max_sessions` all of
+    them.
+    """
 
     repeat_ms: int
     backoff: Literal["fixed", "exponential"]

@@ -32,6 +32,7 @@ class Session(HeldSession):
     """
 
     def __init__(self, front: Front, held: Held, view: SessionView) -> None:
+        """Not for users: a `Client` or a `Worker` makes it."""
         super().__init__(front.core, held, view)
         self._front = front
         self._task: asyncio.Task[Any] | None = None
@@ -156,6 +157,7 @@ class Opening(Generic[S]):
     """A session to come: wait for it (`await`), or work on it (`async with`)."""
 
     def __init__(self, begin: Callable[[], Coroutine[Any, Any, S]]) -> None:
+        """Not for users: a `Client` makes it."""
         self._begin = begin
         self._session: S | None = None
 

@@ -346,6 +346,9 @@ class Client:
     ) -> Iterator[Event]:
         """What happens to sessions and themes, as it happens; without end.
 
+        The first node has to answer within `Options.timeout_s`. After that it goes on at any node,
+        however long that takes.
+
         `after` is the `place` of the last event that was seen, or an index of the log. An event of
         the kind `resync` says that some are missing: look at everything anew.
         """
@@ -394,6 +397,7 @@ class Txn(Operations):
     def __init__(
         self, client: Client, calls: Calls, key: str | None, timeout: Seconds | None
     ) -> None:
+        """Not for users: `Client.txn` makes it."""
         super().__init__(calls)
         self._client = client
         self._key = key

@@ -1,0 +1,1 @@
+"""The pages about the Python client: every block of code on them is executed."""
