@@ -14,7 +14,8 @@ The convention, for `docs/python/*.md` and `sdk/README.md`:
   print.
 - Addresses of the pages are replaced by those of the test's servers: `http://127.0.0.1:7601`, and
   `https://orders.example.org:7601` for one with TLS that wants a token, which is in the file
-  `token`; `ca.pem` is whom to trust.
+  `token`; `ca.pem` is whom to trust. `http://127.0.0.1:7602` is a node that is away: the cluster
+  of whoever runs this is left alone.
 - A block of `toml` is only shown.
 
 The tutorial is one shell, with a server of its own: see `test_tutorial.py`. The reference has
@@ -36,7 +37,9 @@ from tests.api.servers import Running, in_a_thread, server
 from tests.sdk.docs.pages import PAGES, ROOT, Block, run, sections
 
 ADDRESS = "http://127.0.0.1:7601"
+AWAY = "http://127.0.0.1:7602"
 SECURE = "https://orders.example.org:7601"
+NOBODY = "http://127.0.0.1:9"
 RECIPES = PAGES / "how-to.md"
 STORIES = (PAGES / "delivery.md", ROOT / "sdk" / "README.md")
 
@@ -88,7 +91,7 @@ async def test_a_page_does_what_it_says(
     folder.mkdir()
     monkeypatch.chdir(folder)
     node = servers.enter_context(in_a_thread(server(tmp_path / "data")))
-    changes = {ADDRESS: node.url}
+    changes = {ADDRESS: node.url, AWAY: NOBODY}
     if SECURE in case.text:
         changes[SECURE] = secured(tmp_path / "secured", servers).url
     async with ritornello.Client(node.url) as client:
