@@ -12,6 +12,7 @@
 
 from ritornello.client import Client, Txn
 from ritornello.errors import Outcome, RitornelloError
+from ritornello.fields import Data, OnConflict, Seconds, StoreCause, Target
 from ritornello.handlers import Handled, TooManyFailures, WorkerOptions
 from ritornello.held import NoVerdictWarning
 from ritornello.limits import Options
@@ -21,6 +22,7 @@ from ritornello.models import (
     Created,
     Event,
     Member,
+    Phase,
     Policy,
     PolicyChanges,
     SessionView,
@@ -38,23 +40,29 @@ __all__ = [
     "Client",
     "ClusterView",
     "Created",
+    "Data",
     "Event",
     "Handled",
     "Handler",
     "Member",
     "NoVerdictWarning",
+    "OnConflict",
     "Opening",
     "Options",
     "Outcome",
     "Park",
+    "Phase",
     "Policy",
     "PolicyChanges",
     "Remove",
     "RitornelloError",
+    "Seconds",
     "Session",
     "SessionView",
     "Store",
+    "StoreCause",
     "Stored",
+    "Target",
     "ThemeView",
     "TooManyFailures",
     "Trace",

@@ -8,7 +8,7 @@ from ritornello.core.core import Core
 from ritornello.core.frames import Message, Result
 from ritornello.core.requests import Held, Home, Request, Way, new_key, nobody
 from ritornello.errors import ProtocolError, request_error
-from ritornello.fields import Data, Fields, Seconds, Target
+from ritornello.fields import Data, Fields, OnConflict, Seconds, Target
 from ritornello.held import HeldSession
 from ritornello.models import Created, SessionView, Stored, Trace
 
@@ -35,7 +35,7 @@ class Calls:
         key: str | None,
         priority: int | None,
         after: Seconds | None,
-        on_conflict: str,
+        on_conflict: OnConflict,
         trace: Trace | None,
     ) -> Fields:
         """Of a `new`, with the trace that is current if it has none."""
@@ -187,7 +187,7 @@ class Operations:
         after: Seconds = 0,
         key: str | None = None,
         priority: int | None = None,
-        on_conflict: str = "reject",
+        on_conflict: OnConflict = "reject",
         trace: Trace | None = None,
     ) -> None:
         """Begin a session that is stored, due after so many seconds."""

@@ -3,6 +3,7 @@
 import asyncio
 import builtins
 import contextlib
+import ssl
 from collections.abc import AsyncIterator, Coroutine, Iterable
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack, overload
@@ -23,7 +24,7 @@ from ritornello.core.frames import Message
 from ritornello.core.requests import Request
 from ritornello.core.rest import Ask
 from ritornello.errors import ClientClosed, RitornelloError
-from ritornello.fields import Data, Fields, Seconds, Target
+from ritornello.fields import Data, Fields, OnConflict, Seconds, Target
 from ritornello.front import Front
 from ritornello.limits import Options
 from ritornello.models import (
@@ -60,13 +61,16 @@ class Client:
         urls: str | Iterable[str] = DEFAULT_URL,
         *,
         token: Token = None,
+        tls: ssl.SSLContext | None = None,
         options: Options | None = None,
     ) -> None:
         """`urls` are addresses of nodes: the more of them, the better one is replaced.
 
-        `token` is a bearer token, or a function that answers the one to use now.
+        `token` is a bearer token, or a function that answers the one to use now. With `tls` nodes
+        are checked against other certificates than those that the machine trusts, or are shown one
+        of the client's own.
         """
-        self._core = Core(urls, token, options or Options())
+        self._core = Core(urls, token, options or Options(), tls)
         self._calls = Calls(self._core)
         self._front: Front | None = None
 
@@ -117,7 +121,7 @@ class Client:
         after: Seconds,
         key: str | None = None,
         priority: int | None = None,
-        on_conflict: str = "reject",
+        on_conflict: OnConflict = "reject",
         trace: Trace | None = None,
         idempotency_key: str | None = None,
         timeout: Seconds | None = None,
@@ -131,7 +135,7 @@ class Client:
         key: str | None = None,
         priority: int | None = None,
         after: Seconds | None = None,
-        on_conflict: str = "reject",
+        on_conflict: OnConflict = "reject",
         trace: Trace | None = None,
         idempotency_key: str | None = None,
         timeout: Seconds | None = None,

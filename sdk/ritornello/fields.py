@@ -6,21 +6,23 @@ Whatever is wrong with an argument is said here, as TypeError or ValueError, bef
 import re
 from collections.abc import Iterable
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal, get_args
 
 from ritornello import limits
 from ritornello.models import Trace
 
-Data = bytes | bytearray | memoryview | str
-Seconds = float | timedelta
+Data = bytes | bytearray | memoryview | str  # of text its UTF-8
+Seconds = float | timedelta  # fractions allowed
 Target = str | tuple[int, str]  # an id, or a theme and a key
+OnConflict = Literal["reject", "return_existing", "bring_forward"]  # see `Client.new`
+StoreCause = Literal["requested", "failed", "shutdown"]  # `shutdown` counts no attempt
 Fields = dict[str, Any]
 
 _THEME_MAX = 2**32 - 1
 _KEY_BYTES = 256
-_CONFLICTS = ("reject", "return_existing", "bring_forward")
+_CONFLICTS = get_args(OnConflict)
 _TRACEPARENT = re.compile("[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
-_CAUSES = ("requested", "failed", "shutdown")
+_CAUSES = get_args(StoreCause)
 
 
 def theme_of(theme: int) -> int:
@@ -97,7 +99,7 @@ def new(
     key: str | None,
     priority: int | None,
     after: Seconds | None,
-    on_conflict: str,
+    on_conflict: OnConflict,
     trace: Trace | None,
 ) -> Fields:
     """Of `new`."""
@@ -139,7 +141,7 @@ def named(op: str, target: Target, if_revision: int | None) -> Fields:
     return fields
 
 
-def store(fields: Fields, after: Seconds | None, cause: str, reason: str) -> Fields:
+def store(fields: Fields, after: Seconds | None, cause: StoreCause, reason: str) -> Fields:
     """Add what a `store` says."""
     if after is not None:
         fields["repeat_after"] = seconds_of(after, "after")

@@ -8,10 +8,13 @@ from ritornello import fields as say
 from ritornello.core.core import Core
 from ritornello.core.requests import Bounds, Held, Request, nobody
 from ritornello.errors import RitornelloError
-from ritornello.fields import Fields, Seconds
+from ritornello.fields import Fields, Seconds, StoreCause
 from ritornello.models import Cause, SessionView, Trace
 
 _log = logging.getLogger("ritornello")
+
+
+TOLD_TO_STOP = "whoever worked on it was told to stop"  # a reason
 
 
 class NoVerdictWarning(UserWarning):
@@ -163,7 +166,7 @@ class HeldSession:
         return self._request({"op": "remove"}, timeout, is_verdict=True)
 
     def _storing(
-        self, after: Seconds | None, cause: str, reason: str, timeout: Seconds | None
+        self, after: Seconds | None, cause: StoreCause, reason: str, timeout: Seconds | None
     ) -> Request:
         fields = say.store({"op": "store"}, after, cause, reason)
         return self._request(fields, timeout, is_verdict=True)
@@ -174,12 +177,13 @@ class HeldSession:
 
     def _leaving(self, error: BaseException | None) -> Request:
         """The verdict of a session that was left without one."""
+        cause: StoreCause
         if error is None:
             cause, reason = "failed", "it was left without a verdict"
         elif isinstance(error, Exception):
             cause, reason = "failed", type(error).__qualname__
         else:
-            cause, reason = "shutdown", "whoever worked on it was told to stop"
+            cause, reason = "shutdown", TOLD_TO_STOP
         request = self._storing(None, cause, reason, self._core.options.close_s)
         request.seen_failures = sys.maxsize  # whatever has failed, and whether that was seen
         return request

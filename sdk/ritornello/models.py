@@ -7,7 +7,7 @@ from typing import Literal, TypedDict
 
 from msgspec import Struct
 
-Phase = Literal["stored", "ready", "active", "parked"]
+Phase = Literal["stored", "ready", "active", "parked"]  # where a session is in its life
 
 
 class Cause(Struct, frozen=True, kw_only=True):

@@ -10,7 +10,7 @@ from ritornello import fields as say
 from ritornello.core.frames import Message
 from ritornello.core.requests import Held, Request
 from ritornello.errors import LeaseLost, RitornelloError
-from ritornello.fields import Data, Seconds
+from ritornello.fields import Data, Seconds, StoreCause
 from ritornello.front import Front
 from ritornello.held import HeldSession, NoVerdictWarning
 from ritornello.models import SessionView, Stored
@@ -59,7 +59,7 @@ class Session(HeldSession):
         self,
         after: Seconds | None = None,
         *,
-        cause: str = "requested",
+        cause: StoreCause = "requested",
         reason: str = "",
         timeout: Seconds | None = None,  # noqa: ASYNC109
     ) -> Stored:

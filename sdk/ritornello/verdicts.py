@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ritornello.fields import Seconds
+from ritornello.fields import Seconds, StoreCause
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +16,7 @@ class Store:
 
     after: Seconds | None = None
     reason: str = ""
-    cause: str = "requested"  # or `failed`
+    cause: StoreCause = "requested"
 
 
 @dataclass(frozen=True, slots=True)

@@ -268,7 +268,7 @@ async def test_arguments_that_make_no_sense_are_told_before_anything_is_sent(
     with pytest.raises(TypeError, match="bytes or text"):
         await client.new(THEME, 7)  # type: ignore[call-overload]
     with pytest.raises(ValueError, match="on_conflict"):
-        await client.new(THEME, after=0, on_conflict="maybe")
+        await client.new(THEME, after=0, on_conflict="maybe")  # type: ignore[call-overload]
     with pytest.raises(ValueError, match="at least one theme"):
         await client.acquire([])
     with pytest.raises(ValueError, match="count"):

@@ -5,12 +5,13 @@ import os
 import signal
 import threading
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 import ritornello
-from ritornello import NoVerdictWarning, Remove, Verdict, WorkerOptions
+from ritornello import Handled, NoVerdictWarning, Remove, Verdict, WorkerOptions
 from ritornello.errors import LeaseLost, SessionNotFound
 from ritornello.sync import Client, Session, Worker
 from tests.api.servers import Running
@@ -140,6 +141,40 @@ def test_a_signal_stops_it(client: Client) -> None:
 
     threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
     worker.run(handle_signals=True)
+
+
+def test_what_is_not_done_in_time_is_given_back(
+    client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    created = client.new(THEME, b"x", after=0)
+    worker = Worker(client, options=WorkerOptions(concurrency=1, grace_s=0.1))
+    handled: list[Handled] = []
+    worker.on_handled(handled.append)
+    go_on, ended = threading.Event(), threading.Event()
+
+    @worker.handler(THEME)
+    def handle(session: Session) -> Verdict:
+        try:
+            session.append(b"y")
+            worker.stop()
+            go_on.wait(20)
+            with pytest.raises(LeaseLost):
+                session.append(b"z")
+            return Remove()
+        finally:
+            ended.set()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        worker.run()
+        view = client.get(created.id)
+        assert (view.phase, view.attempts, view.data) == ("ready", 0, b"xy")
+        assert view.history[0].cause == "shutdown"
+        assert view.history[0].reason == "whoever worked on it was told to stop"
+        go_on.set()
+        assert ended.wait(20)
+    assert not handled
+    assert "given back" in caplog.text
 
 
 def test_both_fronts_have_the_same_methods() -> None:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ class Given:
     urls: tuple[str, ...]
     context: str | None
     token_file: str | None
+    ca_file: str | None
     timeout_s: float
     is_json: bool
     path: Path
@@ -31,9 +32,11 @@ class Given:
         found = contexts.load(self.path).get(self.context)
         if self.urls:
             # A token is for the cluster that it was given for.
-            found = contexts.Context(self.urls, found.token_file if self.context else None)
+            found = replace(found, urls=self.urls) if self.context else contexts.Context(self.urls)
         if self.token_file is not None:
-            found = contexts.Context(found.urls, self.token_file)
+            found = replace(found, token_file=self.token_file)
+        if self.ca_file is not None:
+            found = replace(found, ca_file=self.ca_file)
         return found
 
     def token(self, cluster: contexts.Context) -> Token:
@@ -45,13 +48,14 @@ class Given:
         """The same, for programs with an event loop."""
         found = self.cluster()
         options = Options(timeout_s=self.timeout_s)
-        return AsyncClient(found.urls, token=self.token(found), options=options)
+        token, tls = self.token(found), found.tls()
+        return AsyncClient(found.urls, token=token, tls=tls, options=options)
 
     def client(self) -> Client:
         """A client of the cluster that is meant. Raises `ContextError`, ValueError."""
         found = self.cluster()
         options = Options(timeout_s=self.timeout_s)
-        return Client(found.urls, token=self.token(found), options=options)
+        return Client(found.urls, token=self.token(found), tls=found.tls(), options=options)
 
 
 def with_client(call: Callable[..., Any]) -> Callable[..., Any]:

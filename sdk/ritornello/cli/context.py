@@ -44,8 +44,11 @@ def list_contexts(given: Given) -> None:
 @click.argument("name")
 @click.option("--url", "urls", multiple=True, required=True, help="A node; once for each.")
 @click.option("--token-file", help="The file that holds its token.")
+@click.option("--ca-file", help="Certificates to trust, if not those that the machine does.")
 @click.pass_obj
-def set_context(given: Given, name: str, urls: tuple[str, ...], token_file: str | None) -> None:
+def set_context(
+    given: Given, name: str, urls: tuple[str, ...], token_file: str | None, ca_file: str | None
+) -> None:
     """Keep a cluster under a name. The first one becomes the current one.
 
     \b
@@ -53,7 +56,7 @@ def set_context(given: Given, name: str, urls: tuple[str, ...], token_file: str 
       ritornello context set local --url http://127.0.0.1:7601
     """
     found = contexts.load(given.path)
-    found.known[name] = contexts.Context(node_urls(urls), token_file)
+    found.known[name] = contexts.Context(node_urls(urls), token_file, ca_file)
     found.current = found.current or name
     found.save()
 

@@ -8,11 +8,13 @@
     [contexts.production]
     urls = ["https://a.example:7601", "https://b.example:7601"]
     token_file = "~/.ritornello-token"
+    ca_file = "/etc/ssl/ours.pem"
 
 A token itself never stands in it.
 """
 
 import os
+import ssl
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +34,7 @@ class Context:
 
     urls: tuple[str, ...] = (DEFAULT_URL,)
     token_file: str | None = None
+    ca_file: str | None = None  # whom to trust, if not whom the machine does
 
     def token(self) -> str | None:
         """The token, read anew. Raises `ContextError`."""
@@ -41,6 +44,15 @@ class Context:
             return Path(self.token_file).expanduser().read_text().strip()
         except OSError as error:
             raise ContextError(f"{self.token_file}: {error.strerror}") from error
+
+    def tls(self) -> ssl.SSLContext | None:
+        """How nodes are checked; None: as the machine has it. Raises `ContextError`."""
+        if self.ca_file is None:
+            return None
+        try:
+            return ssl.create_default_context(cafile=Path(self.ca_file).expanduser())
+        except OSError as error:  # ssl.SSLError is one
+            raise ContextError(f"{self.ca_file}: {error.strerror or error}") from error
 
 
 @dataclass(slots=True)
@@ -68,8 +80,9 @@ class Contexts:
         for name, context in sorted(self.known.items()):
             urls = ", ".join(map(_quoted, context.urls))
             lines += [f"[contexts.{_quoted(name)}]", f"urls = [{urls}]"]
-            if context.token_file is not None:
-                lines.append(f"token_file = {_quoted(context.token_file)}")
+            for key, path in (("token_file", context.token_file), ("ca_file", context.ca_file)):
+                if path is not None:
+                    lines.append(f"{key} = {_quoted(path)}")
             lines.append("")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -106,10 +119,11 @@ def load(path: Path) -> Contexts:
         urls = table.get("urls") if isinstance(table, dict) else None
         if not isinstance(urls, list) or not all(isinstance(one, str) for one in urls):
             raise ContextError(f"{path}: the context {name!r} has a list of texts, `urls`")
-        token_file = table.get("token_file")
-        if token_file is not None and not isinstance(token_file, str):
-            raise ContextError(f"{path}: `token_file` of the context {name!r} is a text")
-        known[name] = Context(tuple(urls), token_file)
+        files = {key: table.get(key) for key in ("token_file", "ca_file")}
+        for key, file in files.items():
+            if file is not None and not isinstance(file, str):
+                raise ContextError(f"{path}: `{key}` of the context {name!r} is a text")
+        known[name] = Context(tuple(urls), **files)
     current = found.get("current")
     if current is not None and not isinstance(current, str):
         raise ContextError(f"{path}: `current` is the name of a context")

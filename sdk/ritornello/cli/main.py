@@ -113,6 +113,12 @@ class Command(click.Group):
     help="The file that holds a token. A token itself: [env: RITORNELLO_TOKEN]",
 )
 @click.option(
+    "--ca-file",
+    type=click.Path(dir_okay=False),
+    envvar="RITORNELLO_CA_FILE",
+    help="Certificates to trust, if not those that the machine does. [env: RITORNELLO_CA_FILE]",
+)
+@click.option(
     "--timeout",
     "timeout_s",
     type=click.FloatRange(min=0, min_open=True),
@@ -128,6 +134,7 @@ def ritornello(
     urls: tuple[str, ...],
     context: str | None,
     token_file: str | None,
+    ca_file: str | None,
     timeout_s: float,
     is_json: bool,  # noqa: FBT001 - a flag
 ) -> None:
@@ -154,4 +161,6 @@ def ritornello(
       130  interrupted
     """
     nodes = tuple(part for one in urls for part in one.split(",") if part)
-    ctx.obj = Given(nodes, context, token_file, timeout_s, is_json, contexts.default_path())
+    ctx.obj = Given(
+        nodes, context, token_file, ca_file, timeout_s, is_json, contexts.default_path()
+    )

@@ -8,7 +8,7 @@ import click
 
 from ritornello.cli import output
 from ritornello.cli.calling import say_one, with_client
-from ritornello.fields import Target
+from ritornello.fields import OnConflict, Target
 from ritornello.models import SessionView
 from ritornello.sync import Client
 
@@ -200,7 +200,7 @@ def new(
     file: str | None,
     after: float,
     priority: int | None,
-    on_conflict: str,
+    on_conflict: OnConflict,
     is_json: bool,
 ) -> None:
     """Begin a session: it is stored, and due at once or later.

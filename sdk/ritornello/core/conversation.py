@@ -149,11 +149,13 @@ class Conversation:
         self._later.clear()
         self.disconnected("the client was closed")
 
-    def give_back(self, held: Held) -> None:
+    def give_back(self, held: Held, reason: str = "") -> None:
         """Store a session that nobody wants, as if it had not been handed out."""
         if held.is_over:
             return
         fields = {"op": "store", "id": held.id, "epoch": held.epoch, "cause": "shutdown"}
+        if reason:
+            fields["reason"] = reason
         self.ask(Request(fields, FOREVER, nobody, held=(held,), is_verdict=True))
 
     def bound(self, held: Held, bounds: Bounds) -> None:

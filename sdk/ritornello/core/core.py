@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import random
+import ssl
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
@@ -60,9 +61,16 @@ class Intake:
 class Core:
     """One client's thread, and what is in it. Whatever is public may be called by any thread."""
 
-    def __init__(self, urls: str | Iterable[str], token: Token, options: Options) -> None:
+    def __init__(
+        self,
+        urls: str | Iterable[str],
+        token: Token,
+        options: Options,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         """Raises ValueError for addresses that are none."""
         self.options = options
+        self._tls = tls
         self.urls = node_urls(urls)
         self._token = token
         self._chance = random.Random()  # noqa: S311 - only spreads
@@ -85,7 +93,9 @@ class Core:
         self._thread.run(self._begin()).result(_START_S)
 
     async def _begin(self) -> None:
+        tls = True if self._tls is None else self._tls  # True: as the machine has it
         self._http = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=tls),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.options.connect_s),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=True,
@@ -196,10 +206,10 @@ class Core:
         if self._main is not None:
             self._main.conversation.cancel(request)
 
-    def give_back(self, held: Held) -> None:
+    def give_back(self, held: Held, reason: str = "") -> None:
         """Store a session that nobody wants, as if it had not been handed out."""
         with contextlib.suppress(ClientClosed):
-            self.post(held.home.give_back, held)
+            self.post(lambda one: one.home.give_back(one, reason), held)
 
     def give_back_all(self, request: Request) -> None:
         """Store what came with the answer to a request that nobody waits for any more."""

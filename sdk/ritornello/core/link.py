@@ -156,7 +156,9 @@ class Link:
                     return await self._race(nodes)
                 case "leader" if len(nodes.urls) > 1:
                     leader = await self._find_leader("")
-                    if leader is not None and leader != self.url:
+                    if leader is None:
+                        _log.debug("none of the nodes that are named leads")
+                    elif leader != self.url:
                         nodes.favour(leader)
                 case _:
                     pass

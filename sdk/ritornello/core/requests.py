@@ -25,7 +25,7 @@ class Home(Protocol):
     def cancel(self, request: "Request") -> None:
         """Forget who waits for it."""
 
-    def give_back(self, held: "Held") -> None:
+    def give_back(self, held: "Held", reason: str = "") -> None:
         """Store a session that nobody wants, as if it had not been handed out."""
 
     def bound(self, held: "Held", bounds: "Bounds") -> None:

@@ -2,6 +2,7 @@
 
 import builtins
 import contextlib
+import ssl
 from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Self, TypeVar, Unpack, overload
@@ -22,7 +23,7 @@ from ritornello.core.frames import Message
 from ritornello.core.requests import Request
 from ritornello.core.rest import Ask
 from ritornello.errors import ClientClosed, RitornelloError
-from ritornello.fields import Data, Seconds, Target
+from ritornello.fields import Data, OnConflict, Seconds, Target
 from ritornello.limits import Options
 from ritornello.models import (
     ClusterView,
@@ -59,13 +60,16 @@ class Client:
         urls: str | Iterable[str] = DEFAULT_URL,
         *,
         token: Token = None,
+        tls: ssl.SSLContext | None = None,
         options: Options | None = None,
     ) -> None:
         """`urls` are addresses of nodes: the more of them, the better one is replaced.
 
-        `token` is a bearer token, or a function that answers the one to use now.
+        `token` is a bearer token, or a function that answers the one to use now. With `tls` nodes
+        are checked against other certificates than those that the machine trusts, or are shown one
+        of the client's own.
         """
-        self._core = Core(urls, token, options or Options())
+        self._core = Core(urls, token, options or Options(), tls)
         self._calls = Calls(self._core)
 
     def __enter__(self) -> Self:
@@ -114,7 +118,7 @@ class Client:
         after: Seconds,
         key: str | None = None,
         priority: int | None = None,
-        on_conflict: str = "reject",
+        on_conflict: OnConflict = "reject",
         trace: Trace | None = None,
         idempotency_key: str | None = None,
         timeout: Seconds | None = None,
@@ -128,7 +132,7 @@ class Client:
         key: str | None = None,
         priority: int | None = None,
         after: Seconds | None = None,
-        on_conflict: str = "reject",
+        on_conflict: OnConflict = "reject",
         trace: Trace | None = None,
         idempotency_key: str | None = None,
         timeout: Seconds | None = None,

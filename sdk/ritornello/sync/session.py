@@ -8,7 +8,7 @@ from ritornello import fields as say
 from ritornello.core.frames import Message
 from ritornello.core.requests import Request
 from ritornello.errors import RitornelloError
-from ritornello.fields import Data, Seconds
+from ritornello.fields import Data, Seconds, StoreCause
 from ritornello.held import HeldSession, NoVerdictWarning
 from ritornello.models import Stored
 from ritornello.sync.front import ask
@@ -47,7 +47,7 @@ class Session(HeldSession):
         self,
         after: Seconds | None = None,
         *,
-        cause: str = "requested",
+        cause: StoreCause = "requested",
         reason: str = "",
         timeout: Seconds | None = None,
     ) -> Stored:

@@ -10,7 +10,8 @@
     worker.run()
 
 As `ritornello.Worker`, with a thread for each session that is worked on. A thread cannot be
-interrupted: when a session is lost, its handler is told by the next operation.
+interrupted: when a session is lost, or given back as the worker has to end, its handler is told by
+the next operation.
 """
 
 import inspect
@@ -28,6 +29,7 @@ from ritornello import fields as say
 from ritornello.core.requests import Held
 from ritornello.errors import LeaseLost, RequestError, RitornelloError
 from ritornello.handlers import WorkerBase, WorkerOptions, needs_verdict
+from ritornello.held import TOLD_TO_STOP
 from ritornello.models import SessionView
 from ritornello.sync.client import Client
 from ritornello.sync.session import Session
@@ -71,6 +73,7 @@ class Worker(WorkerBase[Handle, Middleware]):
         self._lock = threading.Lock()
         self._is_begun = False
         self._stopping = threading.Event()
+        self._busy: set[Held] = set()  # what handlers work on
 
     # What it does
 
@@ -145,8 +148,16 @@ class Worker(WorkerBase[Handle, Middleware]):
         end_s = time.monotonic() + self._options.grace_s
         for thread in threads:
             thread.join(max(end_s - time.monotonic(), 0))
-        if any(thread.is_alive() for thread in threads):
-            _log.warning("handlers are not done after %g s, and left alone", self._options.grace_s)
+        with self._lock:
+            left, self._busy = self._busy, set()
+        for held in left:
+            self._client.core.give_back(held, TOLD_TO_STOP)
+        if left:
+            _log.warning(
+                "%d handlers are not done after %g s: their sessions are given back",
+                len(left),
+                self._options.grace_s,
+            )
 
     def _take(self, held: Held, view: SessionView) -> None:
         """Take what was pushed; in the core's thread."""
@@ -174,18 +185,24 @@ class Worker(WorkerBase[Handle, Middleware]):
     def _handle(self, held: Held, view: SessionView, handle: Handle) -> None:
         session = Session(self._client.core, held, view)
         self._bound(session)
+        with self._lock:
+            self._busy.add(held)
         begun_s = time.monotonic()
         verdict: Verdict | None = None
         error: BaseException | None = None
         try:
             with session:
                 verdict = self._wrapped(handle)(session)
-                give(session, verdict)
+                if held in self._busy:  # else it was given back, and whatever comes of it is late
+                    give(session, verdict)
         except LeaseLost as loss:
             error = loss
         except Exception as failure:  # noqa: BLE001 - of any handler
             error = failure
         with self._lock:
+            if held not in self._busy:
+                return
+            self._busy.remove(held)
             is_too_much = self._note(session, time.monotonic() - begun_s, verdict, error)
         if is_too_much:
             self.stop()

@@ -4,6 +4,7 @@ import stat
 from pathlib import Path
 
 import pytest
+import trustme
 
 from api.security.tokens import new_token
 from ritornello.cli import contexts
@@ -61,6 +62,7 @@ def test_names_that_are_unknown(shell: Shell) -> None:
         ("contexts = 1", "a table of tables"),
         ("[contexts.a]\nurls = 'x'", "a list of texts"),
         ("[contexts.a]\nurls = ['x']\ntoken_file = 1", "is a text"),
+        ("[contexts.a]\nurls = ['x']\nca_file = 1", "`ca_file` of the context 'a' is a text"),
         ("current = 1", "the name of a context"),
         ("= nonsense", "contexts.toml"),
         ("current = 'gone'", "there is no context 'gone'"),
@@ -108,3 +110,25 @@ def test_tokens(shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         assert said.status == 6
         assert token not in said.errors
         assert "nonsense" not in said.errors
+
+
+def test_certificates_of_ones_own(shell: Shell, tmp_path: Path) -> None:
+    authority, file = trustme.CA(), tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(file))
+    (tmp_path / "node").mkdir()
+    with in_a_thread(server(tmp_path / "node", authority=authority)) as node:
+        assert node.url.startswith("https://")
+        doubtful = shell("--timeout", "1", "status", url=node.url)
+        assert doubtful.status == 5
+        assert "CERTIFICATE_VERIFY_FAILED" in doubtful.errors
+        assert shell("--ca-file", file, "status", url=node.url).status == 0
+        assert shell("--ca-file", file, "new", "7", url=node.url).status == 0
+        shell("context", "set", "live", "--url", node.url, "--ca-file", file, url="")
+        assert shell("status", url="").status == 0
+    for name, text in (("none", None), ("nonsense", "no certificate")):
+        path = tmp_path / name
+        if text is not None:
+            path.write_text(text)
+        said = shell("--ca-file", path, "status")
+        assert (said.status, said.out) == (2, "")
+        assert str(path) in said.errors
