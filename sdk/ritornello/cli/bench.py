@@ -5,6 +5,7 @@ import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import click
 import msgspec
@@ -14,6 +15,7 @@ from ritornello import Client
 from ritornello.cli import output
 from ritornello.cli.calling import Given
 from ritornello.core.thread import new_loop
+from ritornello.limits import Preference
 
 _PERCENT = 100
 
@@ -56,11 +58,19 @@ class _Counts:
     show_default=True,
     help="Bytes of each chunk.",
 )
+@click.option(
+    "--prefer",
+    type=click.Choice(get_args(Preference)),
+    default="any",
+    show_default=True,
+    help="Which node to ask.",
+)
 @click.pass_obj
 def bench(
     given: Given,
     *,
     counts: tuple[int, ...],
+    prefer: Preference,
     seconds: float,
     warm_up_s: float,
     theme: int,
@@ -79,7 +89,7 @@ def bench(
     gc.freeze()
     gc.set_threshold(100_000, 50, 100)
     found = [
-        _measured(given, count, seconds, warm_up_s, theme, size_bytes)
+        _measured(given, prefer, count, seconds, warm_up_s, theme, size_bytes)
         for count in counts or (1, 64, 1000)
     ]
     if given.is_json:
@@ -101,7 +111,13 @@ def bench(
 
 
 def _measured(
-    given: Given, count: int, seconds: float, warm_up_s: float, theme: int, size_bytes: int
+    given: Given,
+    prefer: Preference,
+    count: int,
+    seconds: float,
+    warm_up_s: float,
+    theme: int,
+    size_bytes: int,
 ) -> Figures:
     shown = output.is_terminal() and not given.is_json
     bar = Progress(
@@ -121,12 +137,13 @@ def _measured(
 
         with asyncio.Runner(loop_factory=new_loop) as runner:
             return runner.run(
-                _run(given, count, seconds, warm_up_s, theme, bytes(size_bytes), tell)
+                _run(given, prefer, count, seconds, warm_up_s, theme, bytes(size_bytes), tell)
             )
 
 
 async def _run(
     given: Given,
+    prefer: Preference,
     count: int,
     seconds: float,
     warm_up_s: float,
@@ -134,7 +151,7 @@ async def _run(
     chunk: bytes,
     tell: Callable[[float, float], None],
 ) -> Figures:
-    async with given.async_client() as client:
+    async with given.async_client(prefer) as client:
         counts = _Counts([])
         is_over = False
 

@@ -11,7 +11,7 @@ import click
 from ritornello.cli import contexts, output
 from ritornello.client import Client as AsyncClient
 from ritornello.core.core import Token
-from ritornello.limits import Options
+from ritornello.limits import Options, Preference
 from ritornello.sync import Client
 
 
@@ -44,10 +44,10 @@ class Given:
         said = os.environ.get("RITORNELLO_TOKEN")
         return said if said and self.token_file is None else cluster.token
 
-    def async_client(self) -> AsyncClient:
+    def async_client(self, prefer: Preference = "any") -> AsyncClient:
         """The same, for programs with an event loop."""
         found = self.cluster()
-        options = Options(timeout_s=self.timeout_s)
+        options = Options(timeout_s=self.timeout_s, prefer=prefer)
         token, tls = self.token(found), found.tls()
         return AsyncClient(found.urls, token=token, tls=tls, options=options)
 
