@@ -765,6 +765,7 @@ class World:
             left = list(self.cluster.machine.held_by(name))
             must(not left, "a consumer that has left holds", left)
         for one in self.connections:
+            must(not one.consumer.asked, "counted, and not done:", one.name, one.consumer.asked)
             if not one.is_open and not one.is_unsure:
                 held = {session_id for session_id, _ in self.cluster.machine.held_by(one.name)}
                 must(held <= one.heard_of, "kept for who has vanished and was never told:", held)

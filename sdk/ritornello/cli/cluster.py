@@ -1,12 +1,13 @@
 """The cluster and its themes."""
 
-from typing import Any
+import re
+from typing import Any, get_type_hints
 
 import click
 
 from ritornello.cli import output
 from ritornello.cli.calling import say_one, with_client
-from ritornello.models import ThemeView
+from ritornello.models import PolicyChanges, ThemeView
 from ritornello.sync import Client
 
 
@@ -119,11 +120,27 @@ def policy(client: Client, *, theme: int, settings: tuple[str, ...], is_json: bo
     """
     changes: dict[str, Any] = {}
     for one in settings:
-        name, equals, value = one.partition("=")
-        if not equals:
-            raise click.UsageError(f"{one!r} is no NAME=VALUE")
-        changes[name] = int(value) if value.lstrip("-").isdigit() else value
+        name, value = _setting(one)
+        if name in changes:
+            raise click.UsageError(f"{name} is set twice")
+        changes[name] = value
     say_one(client.set_policy(theme, **changes).policy, is_json=is_json)
+
+
+def _setting(text: str) -> tuple[str, int | str]:
+    """A setting of a policy, as a person says it."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise click.UsageError(f"{text!r} is no NAME=VALUE")
+    kinds = get_type_hints(PolicyChanges)
+    if name not in kinds:
+        raise click.UsageError(f"there is no setting {name!r}; there are {', '.join(kinds)}")
+    if kinds[name] is not int:
+        return name, value
+    # Anything longer is beyond what can be sent, and out of every range.
+    if re.fullmatch(r"-?[0-9]{1,18}", value) is None:
+        raise click.UsageError(f"{name} is a whole number of at most 18 digits, not {value!r}")
+    return name, int(value)
 
 
 @themes.command()

@@ -1,5 +1,7 @@
 """Clusters by name."""
 
+from pathlib import Path
+
 import click
 
 from ritornello.cli import contexts, output
@@ -55,8 +57,11 @@ def set_context(
     Example:
       ritornello context set local --url http://127.0.0.1:7601
     """
+    if not name:
+        raise click.UsageError("a context has a name")
     found = contexts.load(given.path)
-    found.known[name] = contexts.Context(node_urls(urls), token_file, ca_file)
+    files = (_from_anywhere(token_file), _from_anywhere(ca_file))
+    found.known[name] = contexts.Context(node_urls(urls), *files)
     found.current = found.current or name
     found.save()
 
@@ -93,3 +98,8 @@ def remove(given: Given, name: str) -> None:
     if found.current == name:
         found.current = None
     found.save()
+
+
+def _from_anywhere(path: str | None) -> str | None:
+    """A path that means the same file wherever the command is run."""
+    return path if path is None or path.startswith("~") else str(Path(path).absolute())

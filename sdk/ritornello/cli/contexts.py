@@ -41,9 +41,10 @@ class Context:
         if self.token_file is None:
             return None
         try:
-            return Path(self.token_file).expanduser().read_text().strip()
+            said = Path(self.token_file).expanduser().read_bytes()
         except OSError as error:
             raise ContextError(f"{self.token_file}: {error.strerror}") from error
+        return checked_token(said.decode(errors="replace").strip(), self.token_file)
 
     def tls(self) -> ssl.SSLContext | None:
         """How nodes are checked; None: as the machine has it. Raises `ContextError`."""
@@ -65,7 +66,7 @@ class Contexts:
 
     def get(self, name: str | None) -> Context:
         """One of them, or the current one, or that of this machine. Raises `ContextError`."""
-        wanted = name or self.current
+        wanted = self.current if name is None else name
         if wanted is None:
             return Context()
         found = self.known.get(wanted)
@@ -92,6 +93,15 @@ class Contexts:
             new.replace(self.path)
         except OSError as error:
             raise ContextError(f"{self.path}: {error.strerror}") from error
+
+
+def checked_token(text: str, place: str) -> str:
+    """A token as it may be sent. Raises `ContextError`, which does not show it."""
+    if not text:
+        raise ContextError(f"{place} holds no token; it is empty")
+    if not (text.isascii() and text.isprintable()) or " " in text:
+        raise ContextError(f"{place} holds no token; that is one line of ASCII without spaces")
+    return text
 
 
 def default_path() -> Path:

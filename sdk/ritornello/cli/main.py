@@ -10,6 +10,7 @@
 130  interrupted
 """
 
+import contextlib
 import os
 import sys
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ import click
 
 from ritornello import errors
 from ritornello.cli import contexts
+from ritornello.cli.arguments import FiniteRange
 from ritornello.cli.calling import Given
 
 STATUSES: tuple[tuple[type[BaseException], int], ...] = (
@@ -35,6 +37,7 @@ STATUSES: tuple[tuple[type[BaseException], int], ...] = (
     (errors.Forbidden, 6),
     (errors.RitornelloError, 1),
     (contexts.ContextError, 2),
+    (OSError, 1),
     (ValueError, 2),
 )
 INTERRUPTED = 130
@@ -77,8 +80,7 @@ class Command(click.Group):
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
-            # Nothing more may be written at the end either.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _write_no_more()
             return 0
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:  # noqa: ANN401 - click's
@@ -94,8 +96,15 @@ class Command(click.Group):
         except (KeyboardInterrupt, click.Abort):
             sys.exit(INTERRUPTED)
         except tuple(kind for kind, _ in STATUSES) as error:
+            _write_no_more()
             sys.stderr.write(f"ritornello: {error}\n")
             sys.exit(next(status for kind, status in STATUSES if isinstance(error, kind)))
+
+
+def _write_no_more() -> None:
+    """Have what is still to be written forgotten at the end, and not fail once more."""
+    with contextlib.suppress(OSError):  # it is no file, in tests
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @click.group(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
@@ -121,7 +130,7 @@ class Command(click.Group):
 @click.option(
     "--timeout",
     "timeout_s",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     default=10.0,
     show_default=True,
     help="Seconds for each call, with all that is tried in it.",
@@ -161,6 +170,9 @@ def ritornello(
       130  interrupted
     """
     nodes = tuple(part for one in urls for part in one.split(",") if part)
+    if urls and not nodes:
+        # Say, of an unset variable. Another cluster than was meant would be worse than none.
+        raise click.UsageError("--url is empty; name a node, such as http://127.0.0.1:7601")
     ctx.obj = Given(
         nodes, context, token_file, ca_file, timeout_s, is_json, contexts.default_path()
     )

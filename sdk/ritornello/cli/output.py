@@ -10,7 +10,9 @@ from datetime import UTC, datetime
 
 import msgspec
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 console = Console()
 errors = Console(stderr=True)
@@ -45,9 +47,11 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str =
         for one in rows:
             row(one)
         return
-    drawn = Table(*columns, title=title or None, header_style="bold", box=None, pad_edge=False)
+    headings = map(escape, columns)
+    drawn = Table(*headings, title=title or None, header_style="bold", box=None, pad_edge=False)
     for one in rows:
-        drawn.add_row(*map(_plain, one))
+        # As `Text`: brackets in a key are no markup.
+        drawn.add_row(*(Text(_plain(cell)) for cell in one))
     console.print(drawn)
 
 

@@ -1,5 +1,6 @@
 """Sessions: list, look, change."""
 
+import os
 import sys
 from itertools import islice
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import click
 
 from ritornello.cli import output
+from ritornello.cli.arguments import UTF8
 from ritornello.cli.calling import say_one, with_client
 from ritornello.fields import OnConflict, Target
 from ritornello.models import SessionView
@@ -28,6 +30,8 @@ def sessions() -> None:
 
 def target_of(text: str) -> Target:
     """A session as a person names it."""
+    if not text:
+        raise click.UsageError("name a session by its ID, or by THEME/KEY")
     theme, slash, key = text.partition("/")
     return (int(theme), key) if slash and theme.isdigit() else text
 
@@ -50,7 +54,7 @@ def _row(one: SessionView) -> tuple[object, ...]:
 @sessions.command("list")
 @click.argument("theme", type=int)
 @click.option("--phase", type=click.Choice(["stored", "ready", "active", "parked"]))
-@click.option("--key-prefix", default="", help="Only those whose keys begin with this.")
+@click.option("--key-prefix", type=UTF8, default="", help="Only those whose keys begin with this.")
 @click.option("--limit", type=click.IntRange(min=1), help="At most so many.")
 @with_client
 def list_sessions(
@@ -77,7 +81,7 @@ def list_sessions(
 
 
 @sessions.command()
-@click.argument("session")
+@click.argument("session", type=UTF8)
 @click.option("--data", "only_data", is_flag=True, help="Only its data, as it is.")
 @with_client
 def show(client: Client, *, session: str, only_data: bool, is_json: bool) -> None:
@@ -91,6 +95,7 @@ def show(client: Client, *, session: str, only_data: bool, is_json: bool) -> Non
     found = client.get(target_of(session))
     if only_data:
         sys.stdout.buffer.write(found.data)
+        sys.stdout.flush()
         return
     if is_json:
         output.say_json(found)
@@ -105,9 +110,9 @@ def show(client: Client, *, session: str, only_data: bool, is_json: bool) -> Non
 
 
 @sessions.command()
-@click.argument("session")
+@click.argument("session", type=UTF8)
 @click.option("--after", default=0.0, show_default=True, help="Seconds from now.")
-@click.option("--reason", default="", help="What its history is to say.")
+@click.option("--reason", type=UTF8, default="", help="What its history is to say.")
 @with_client
 def store(client: Client, *, session: str, after: float, reason: str, is_json: bool) -> None:
     """Change when a session that nobody works on is due.
@@ -120,8 +125,8 @@ def store(client: Client, *, session: str, after: float, reason: str, is_json: b
 
 
 @sessions.command()
-@click.argument("session")
-@click.option("--reason", default="", help="What its history is to say.")
+@click.argument("session", type=UTF8)
+@click.option("--reason", type=UTF8, default="", help="What its history is to say.")
 @with_client
 def park(client: Client, *, session: str, reason: str, is_json: bool) -> None:
     """Set a session aside that nobody works on, until it is unparked.
@@ -136,7 +141,7 @@ def park(client: Client, *, session: str, reason: str, is_json: bool) -> None:
 
 
 @sessions.command()
-@click.argument("session")
+@click.argument("session", type=UTF8)
 @with_client
 def unpark(client: Client, *, session: str, is_json: bool) -> None:
     """Make a parked session due now, with no attempts counted.
@@ -149,7 +154,7 @@ def unpark(client: Client, *, session: str, is_json: bool) -> None:
 
 
 @sessions.command()
-@click.argument("session")
+@click.argument("session", type=UTF8)
 @with_client
 def remove(client: Client, *, session: str, is_json: bool) -> None:
     """Remove a session that nobody works on, with its data.
@@ -172,7 +177,7 @@ def _said(session: str, what: str, *, is_json: bool) -> None:
 
 @click.command()
 @click.argument("theme", type=int)
-@click.option("--key", help="No other session of the theme may have it.")
+@click.option("--key", type=UTF8, help="No other session of the theme may have it.")
 @click.option("--data", help="Its first chunk, as text.")
 @click.option(
     "--file",
@@ -213,7 +218,7 @@ def new(
     """
     if data is not None and file is not None:
         raise click.UsageError("give --data or --file, not both")
-    chunk = (data or "").encode()
+    chunk = os.fsencode(data or "")  # whatever bytes the shell gave
     if file is not None:
         chunk = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
     created = client.new(

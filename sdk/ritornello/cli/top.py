@@ -10,6 +10,7 @@ from rich.text import Text
 
 from ritornello import RitornelloError
 from ritornello.cli import output
+from ritornello.cli.arguments import FiniteRange
 from ritornello.cli.calling import with_client
 from ritornello.cli.cluster import THEME_COLUMNS, theme_row
 from ritornello.models import ClusterView, ThemeView
@@ -20,7 +21,7 @@ from ritornello.sync import Client
 @click.option(
     "--every",
     "every_s",
-    type=click.FloatRange(min=0.05),
+    type=FiniteRange(min=0.05),
     default=1.0,
     show_default=True,
     help="Seconds between two looks.",
@@ -50,9 +51,12 @@ def top(client: Client, *, every_s: float, count: int | None, is_json: bool) -> 
             try:
                 live.update(_drawn(client.cluster(), client.themes(), rate), refresh=True)
             except RitornelloError as error:
+                if not looks:  # it is not a passing trouble
+                    raise
                 live.update(Text(str(error), style="red"), refresh=True)
             looks += 1
-            time.sleep(every_s)
+            if looks != count:
+                time.sleep(every_s)
 
 
 class _Rate:

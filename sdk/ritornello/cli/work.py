@@ -2,18 +2,23 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import shutil
 import signal
 import sys
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import PIPE, Process, SubprocessStreamProtocol
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import click
 import msgspec
 
 from ritornello import Handled, Park, Remove, Session, Store, Verdict, Worker, WorkerOptions
 from ritornello.cli import output
+from ritornello.cli.arguments import FiniteRange
 from ritornello.cli.calling import Given
+from ritornello.errors import DeadlineExceeded
 
 INTERRUPTED = 130
 
@@ -22,6 +27,8 @@ _PARK_STATUS = 100  # sysexits.h ends at 78, and shells begin at 126
 _SAID_BYTES = 1 << 20  # as much as a chunk may have
 _KILL_AFTER_S = 3.0  # a command that was asked to end
 _LAST_WORDS_S = 1.0  # for what it has begun, and is still there when it has ended
+_LOOK_S = 0.02  # whether all of a group has ended: nobody tells
+_STREAM_BYTES = 1 << 16
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,17 +53,19 @@ class Done(msgspec.Struct, frozen=True, kw_only=True):
     show_default=True,
     help="Sessions at a time.",
 )
-@click.option("--count", type=click.IntRange(min=1), help="End after so many sessions.")
+@click.option(
+    "--count", type=click.IntRange(min=1), help="End after so many sessions; never more at a time."
+)
 @click.option(
     "--handler-timeout",
     "timeout_s",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     help="Seconds for one session, before the command is ended and the session comes back.",
 )
 @click.option(
     "--grace",
     "grace_s",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     default=30.0,
     show_default=True,
     help="Seconds for commands to finish, when it is to end.",
@@ -85,9 +94,11 @@ def work(
     RITORNELLO_EPOCH, RITORNELLO_ATTEMPTS.
 
     When the session is lost, or the time is over, the command and all that it has begun get
-    SIGTERM, and SIGKILL after 3 s. Ctrl-C, or SIGTERM, lets commands finish; a second one ends
-    them, and their sessions come back at once. For each session it says one line: what became of
-    it.
+    SIGTERM, and SIGKILL after 3 s. Ctrl-C, or SIGTERM, or the terminal's end lets commands finish;
+    a second one ends them, and their sessions come back at once. For each session it says one line:
+    what became of it.
+
+    It ends with status 5 if no node answers at first; after that it goes on at any node.
 
     \b
     Examples:
@@ -97,7 +108,7 @@ def work(
     if shutil.which(command[0]) is None:
         raise click.UsageError(f"there is no command {command[0]!r}")
     options = WorkerOptions(
-        concurrency=concurrency,
+        concurrency=min(concurrency, count or concurrency),
         grace_s=grace_s,
         handler_timeout_s=timeout_s,
         failures_max=None,
@@ -114,9 +125,12 @@ async def _work(
 ) -> int:
     """Work until it is to end; the exit status."""
     loop = asyncio.get_running_loop()
+    # What fails is said below, in a line.
+    logging.getLogger("ritornello.worker").setLevel(logging.CRITICAL)
     async with given.async_client() as client:
         worker = Worker(client, options=options)
         done = 0
+        unsaid: OSError | None = None
 
         @worker.handler(theme)
         async def handle(session: Session) -> Verdict:
@@ -124,10 +138,13 @@ async def _work(
 
         @worker.on_handled
         def note(handled: Handled) -> None:
-            nonlocal done
+            nonlocal done, unsaid
             done += 1
-            _say(handled, is_json=given.is_json)
-            if done == count:
+            try:
+                _say(handled, is_json=given.is_json)
+            except OSError as error:  # nobody reads any more, or the disk is full
+                unsaid = error
+            if done == count or unsaid is not None:
                 worker.stop()
 
         running = asyncio.ensure_future(worker.run())
@@ -139,15 +156,24 @@ async def _work(
                 running.cancel()
                 return
             is_asked = True
-            sys.stderr.write("finishing; once more to end what runs\n")
             worker.stop()
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                sys.stderr.write("finishing; once more to end what runs\n")
+                sys.stderr.flush()
 
-        for one in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(one, ask)
+        for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if one is not signal.SIGHUP or signal.getsignal(one) is not signal.SIG_IGN:  # nohup
+                loop.add_signal_handler(one, ask)
         try:
+            await asyncio.wait((running,), timeout=given.timeout_s)
+            if not (running.done() or worker.node or is_asked):
+                running.cancel()
+                raise DeadlineExceeded(f"no answer in time from {', '.join(client.core.urls)}")
             await running
         except asyncio.CancelledError:
             return INTERRUPTED
+    if unsaid is not None:
+        raise unsaid
     return 0
 
 
@@ -195,20 +221,18 @@ async def run(session: Session, command: tuple[str, ...]) -> Verdict:
         "RITORNELLO_ATTEMPTS": str(session.attempts),
     }
     try:
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=PIPE,
-            stdout=PIPE,
-            env=environment,
-            start_new_session=True,  # Ctrl-C is for this program, and all of it can be ended
-        )
-    except OSError as error:
-        return Store(cause="failed", reason=f"{command[0]} cannot be run: {error.strerror}")
+        command_run = await _begin(command, environment)
+    except (OSError, ValueError) as error:  # ValueError: a key with a zero byte in it
+        why = error.strerror if isinstance(error, OSError) else error
+        return Store(cause="failed", reason=f"{command[0]} cannot be run: {why}")
     try:
-        said = await _talk(process, session.data)
+        said = await _talk(command_run, session.data)
     except BaseException:  # cancelled: the session is lost, or it is time to end
-        await _end(process)
+        await _end(command_run.process)
         raise
+    finally:
+        command_run.transport.close()
+    process = command_run.process
     if len(said) > _SAID_BYTES:
         return Store(cause="failed", reason=f"{command[0]} said more than {_SAID_BYTES} bytes")
     if said:
@@ -230,9 +254,46 @@ def _verdict(name: str, status: int) -> Verdict:
             return Store(cause="failed", reason=f"{name} ended with {status}")
 
 
-async def _talk(process: Process, data: bytes) -> bytes:
+class _Ending(SubprocessStreamProtocol):
+    """Knows when a command itself has ended, though what it has begun may hold its streams."""
+
+    def __init__(self) -> None:
+        super().__init__(limit=_STREAM_BYTES, loop=asyncio.get_running_loop())
+        self.ended = asyncio.Event()
+
+    def process_exited(self) -> None:
+        """As asyncio calls it."""
+        super().process_exited()
+        self.ended.set()
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A command that was begun."""
+
+    process: Process
+    transport: asyncio.SubprocessTransport
+    ended: asyncio.Event
+
+
+async def _begin(command: tuple[str, ...], environment: Mapping[str, str]) -> _Run:
+    """Begin a command. Raises OSError, ValueError."""
+    loop = asyncio.get_running_loop()
+    transport, protocol = await loop.subprocess_exec(
+        _Ending,
+        *command,
+        stdin=PIPE,
+        stdout=PIPE,
+        stderr=None,
+        env=environment,
+        start_new_session=True,  # Ctrl-C is for this program, and all of it can be ended
+    )
+    return _Run(Process(transport, protocol, loop), transport, protocol.ended)
+
+
+async def _talk(run: _Run, data: bytes) -> bytes:
     """Tell a command its data, and hear what it says, a little more than it may; to its end."""
-    stdin, stdout = process.stdin, process.stdout
+    stdin, stdout = run.process.stdin, run.process.stdout
     assert stdin is not None  # noqa: S101 - both are pipes
     assert stdout is not None  # noqa: S101
 
@@ -245,13 +306,13 @@ async def _talk(process: Process, data: bytes) -> bytes:
     heard = bytearray()
 
     async def hear() -> None:
-        while piece := await stdout.read(1 << 16):
+        while piece := await stdout.read(_STREAM_BYTES):
             if len(heard) <= _SAID_BYTES:
                 heard.extend(piece)
 
     telling, hearing = asyncio.ensure_future(tell()), asyncio.ensure_future(hear())
     try:
-        await process.wait()
+        await run.ended.wait()
         await asyncio.wait((hearing,), timeout=_LAST_WORDS_S)
     finally:
         telling.cancel()
@@ -264,13 +325,21 @@ async def _end(process: Process) -> None:
     _signal(process, signal.SIGTERM)
     try:
         async with asyncio.timeout(_KILL_AFTER_S):
-            await process.wait()
+            while _signal(process, 0):
+                await asyncio.sleep(_LOOK_S)
     except TimeoutError:
-        pass
-    finally:
         _signal(process, signal.SIGKILL)
+    except BaseException:  # it is to be quick
+        _signal(process, signal.SIGKILL)
+        raise
 
 
-def _signal(process: Process, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
+def _signal(process: Process, number: int) -> bool:
+    """Send a signal to a command and all that it has begun; whether any of it is there."""
+    try:
         os.killpg(process.pid, number)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # what is there is another user's now
+        return True
+    return True
