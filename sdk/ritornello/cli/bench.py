@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,11 +14,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ritornello import Client
 from ritornello.cli import output
+from ritornello.cli.arguments import FiniteRange
 from ritornello.cli.calling import Given
 from ritornello.core.thread import new_loop
 from ritornello.limits import Preference
 
 _PERCENT = 100
+_SESSIONS_MAX = 100_000
+_SIZE_BYTES_MAX = 16 << 20  # as a session may have, if it is not set otherwise
 
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,6 +34,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     p50_ms: float
     p99_ms: float
     client_cpu_us: float  # of this process, for an operation
+    client_cpu_share: float  # of one processor
 
 
 @dataclass(slots=True)
@@ -41,19 +46,17 @@ class _Counts:
 @click.option(
     "--sessions",
     "counts",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=1, max=_SESSIONS_MAX),
     multiple=True,
     help="In flight at a time; more than once for several runs.  [default: 1, 64, 1000]",
 )
-@click.option("--seconds", type=click.FloatRange(min=0.1), default=5.0, show_default=True)
-@click.option(
-    "--warm-up", "warm_up_s", type=click.FloatRange(min=0), default=1.0, show_default=True
-)
+@click.option("--seconds", type=FiniteRange(min=0.1), default=5.0, show_default=True)
+@click.option("--warm-up", "warm_up_s", type=FiniteRange(min=0), default=1.0, show_default=True)
 @click.option("--theme", type=int, default=4_000_000_000, show_default=True)
 @click.option(
     "--size",
     "size_bytes",
-    type=click.IntRange(min=0),
+    type=click.IntRange(min=0, max=_SIZE_BYTES_MAX),
     default=256,
     show_default=True,
     help="Bytes of each chunk.",
@@ -96,7 +99,7 @@ def bench(
         for one in found:
             output.say_json(one)
         return
-    columns = ("sessions", "ops/s", "p50 ms", "p99 ms", "client us/op")
+    columns = ("sessions", "ops/s", "p50 ms", "p99 ms", "client us/op", "client CPU")
     rows = [
         (
             one.sessions,
@@ -104,6 +107,7 @@ def bench(
             f"{one.p50_ms:.2f}",
             f"{one.p99_ms:.2f}",
             f"{one.client_cpu_us:.1f}",
+            f"{one.client_cpu_share:.0%}",
         )
         for one in found
     ]
@@ -151,6 +155,9 @@ async def _run(
     chunk: bytes,
     tell: Callable[[float, float], None],
 ) -> Figures:
+    # SIGTERM ends it as Ctrl-C does: the sessions that it has begun are removed.
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, signal.raise_signal, signal.SIGINT)
     async with given.async_client(prefer) as client:
         counts = _Counts([])
         is_over = False
@@ -179,6 +186,7 @@ async def _run(
         p50_ms=_percentile(found, 50),
         p99_ms=_percentile(found, 99),
         client_cpu_us=1e6 * cpu_s / max(len(found), 1),
+        client_cpu_share=cpu_s / lasted_s,
     )
 
 

@@ -40,9 +40,11 @@ class Given:
         return found
 
     def token(self, cluster: contexts.Context) -> Token:
-        """The token to show there."""
+        """The token to show there. Raises `ContextError`."""
         said = os.environ.get("RITORNELLO_TOKEN")
-        return said if said and self.token_file is None else cluster.token
+        if said and self.token_file is None:
+            return contexts.checked_token(said, "RITORNELLO_TOKEN")
+        return cluster.token
 
     def async_client(self, prefer: Preference = "any") -> AsyncClient:
         """The same, for programs with an event loop."""

@@ -28,4 +28,4 @@ def _open_streams() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
-            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115, PTH123 - to the end
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115 - to the end

@@ -325,7 +325,7 @@ async def _end(process: Process) -> None:
     _signal(process, signal.SIGTERM)
     try:
         async with asyncio.timeout(_KILL_AFTER_S):
-            while _signal(process, 0):
+            while _signal(process, 0):  # noqa: ASYNC110 - nobody tells
                 await asyncio.sleep(_LOOK_S)
     except TimeoutError:
         _signal(process, signal.SIGKILL)
