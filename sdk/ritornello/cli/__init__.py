@@ -3,7 +3,7 @@
     main      the command, its options, and with what status it ends
     contexts  clusters by name, in a file
     output    tables for people, lines for programs
-    calling   what every command has: the cluster that is meant, and a client of it
+    calling   what every command has: the cluster that is meant, a client, checked arguments
 
 The other modules are commands.
 """

@@ -14,8 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ritornello import Client
 from ritornello.cli import output
-from ritornello.cli.arguments import FiniteRange
-from ritornello.cli.calling import Given
+from ritornello.cli.calling import FiniteRange, Given
 from ritornello.core.thread import new_loop
 from ritornello.limits import Preference
 

@@ -1,5 +1,6 @@
-"""What every command has: the cluster that is meant, and a client of it."""
+"""What every command has: the cluster that is meant, a client of it, arguments that are checked."""
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -80,3 +81,28 @@ def say_one(value: Any, *, is_json: bool) -> None:  # noqa: ANN401 - any model
         return
     for name in value.__struct_fields__:
         output.say(f"{name}\t{getattr(value, name)}")
+
+
+class FiniteRange(click.FloatRange):
+    """A number within bounds; `nan` and `inf` are none, though Python takes them for some."""
+
+    def convert(
+        self,
+        value: Any,  # noqa: ANN401 - click's
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> float:
+        """As click calls it."""
+        found = float(super().convert(value, param, ctx))
+        if not math.isfinite(found):
+            self.fail(f"{value} is no finite number", param, ctx)
+        return found
+
+
+def utf8(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Have an argument be text, and not any bytes that a shell may give. For `callback`."""
+    try:
+        (value or "").encode()
+    except UnicodeEncodeError as error:
+        raise click.BadParameter("it is not UTF-8", ctx, param) from error
+    return value

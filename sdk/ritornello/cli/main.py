@@ -21,8 +21,7 @@ import click
 
 from ritornello import errors
 from ritornello.cli import contexts
-from ritornello.cli.arguments import FiniteRange
-from ritornello.cli.calling import Given
+from ritornello.cli.calling import FiniteRange, Given
 
 STATUSES: tuple[tuple[type[BaseException], int], ...] = (
     (errors.SessionNotFound, 3),

@@ -8,8 +8,7 @@ from pathlib import Path
 import click
 
 from ritornello.cli import output
-from ritornello.cli.arguments import UTF8
-from ritornello.cli.calling import say_one, with_client
+from ritornello.cli.calling import say_one, utf8, with_client
 from ritornello.fields import OnConflict, Target
 from ritornello.models import SessionView
 from ritornello.sync import Client
@@ -54,7 +53,9 @@ def _row(one: SessionView) -> tuple[object, ...]:
 @sessions.command("list")
 @click.argument("theme", type=int)
 @click.option("--phase", type=click.Choice(["stored", "ready", "active", "parked"]))
-@click.option("--key-prefix", type=UTF8, default="", help="Only those whose keys begin with this.")
+@click.option(
+    "--key-prefix", callback=utf8, default="", help="Only those whose keys begin with this."
+)
 @click.option("--limit", type=click.IntRange(min=1), help="At most so many.")
 @with_client
 def list_sessions(
@@ -81,7 +82,7 @@ def list_sessions(
 
 
 @sessions.command()
-@click.argument("session", type=UTF8)
+@click.argument("session", callback=utf8)
 @click.option("--data", "only_data", is_flag=True, help="Only its data, as it is.")
 @with_client
 def show(client: Client, *, session: str, only_data: bool, is_json: bool) -> None:
@@ -110,9 +111,9 @@ def show(client: Client, *, session: str, only_data: bool, is_json: bool) -> Non
 
 
 @sessions.command()
-@click.argument("session", type=UTF8)
+@click.argument("session", callback=utf8)
 @click.option("--after", default=0.0, show_default=True, help="Seconds from now.")
-@click.option("--reason", type=UTF8, default="", help="What its history is to say.")
+@click.option("--reason", callback=utf8, default="", help="What its history is to say.")
 @with_client
 def store(client: Client, *, session: str, after: float, reason: str, is_json: bool) -> None:
     """Change when a session that nobody works on is due.
@@ -125,8 +126,8 @@ def store(client: Client, *, session: str, after: float, reason: str, is_json: b
 
 
 @sessions.command()
-@click.argument("session", type=UTF8)
-@click.option("--reason", type=UTF8, default="", help="What its history is to say.")
+@click.argument("session", callback=utf8)
+@click.option("--reason", callback=utf8, default="", help="What its history is to say.")
 @with_client
 def park(client: Client, *, session: str, reason: str, is_json: bool) -> None:
     """Set a session aside that nobody works on, until it is unparked.
@@ -141,7 +142,7 @@ def park(client: Client, *, session: str, reason: str, is_json: bool) -> None:
 
 
 @sessions.command()
-@click.argument("session", type=UTF8)
+@click.argument("session", callback=utf8)
 @with_client
 def unpark(client: Client, *, session: str, is_json: bool) -> None:
     """Make a parked session due now, with no attempts counted.
@@ -154,7 +155,7 @@ def unpark(client: Client, *, session: str, is_json: bool) -> None:
 
 
 @sessions.command()
-@click.argument("session", type=UTF8)
+@click.argument("session", callback=utf8)
 @with_client
 def remove(client: Client, *, session: str, is_json: bool) -> None:
     """Remove a session that nobody works on, with its data.
@@ -177,7 +178,7 @@ def _said(session: str, what: str, *, is_json: bool) -> None:
 
 @click.command()
 @click.argument("theme", type=int)
-@click.option("--key", type=UTF8, help="No other session of the theme may have it.")
+@click.option("--key", callback=utf8, help="No other session of the theme may have it.")
 @click.option("--data", help="Its first chunk, as text.")
 @click.option(
     "--file",

@@ -10,8 +10,7 @@ from rich.text import Text
 
 from ritornello import RitornelloError
 from ritornello.cli import output
-from ritornello.cli.arguments import FiniteRange
-from ritornello.cli.calling import with_client
+from ritornello.cli.calling import FiniteRange, with_client
 from ritornello.cli.cluster import THEME_COLUMNS, theme_row
 from ritornello.models import ClusterView, ThemeView
 from ritornello.sync import Client

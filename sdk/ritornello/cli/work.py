@@ -10,15 +10,14 @@ import sys
 from asyncio.subprocess import PIPE, Process, SubprocessStreamProtocol
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import click
 import msgspec
 
 from ritornello import Handled, Park, Remove, Session, Store, Verdict, Worker, WorkerOptions
 from ritornello.cli import output
-from ritornello.cli.arguments import FiniteRange
-from ritornello.cli.calling import Given
-from ritornello.errors import DeadlineExceeded
+from ritornello.cli.calling import FiniteRange, Given
 
 INTERRUPTED = 130
 
@@ -27,7 +26,7 @@ _PARK_STATUS = 100  # sysexits.h ends at 78, and shells begin at 126
 _SAID_BYTES = 1 << 20  # as much as a chunk may have
 _KILL_AFTER_S = 3.0  # a command that was asked to end
 _LAST_WORDS_S = 1.0  # for what it has begun, and is still there when it has ended
-_LOOK_S = 0.02  # whether all of a group has ended: nobody tells
+_LOOK_S = 0.1  # whether all of a group has ended: nobody tells
 _STREAM_BYTES = 1 << 16
 
 
@@ -54,7 +53,9 @@ class Done(msgspec.Struct, frozen=True, kw_only=True):
     help="Sessions at a time.",
 )
 @click.option(
-    "--count", type=click.IntRange(min=1), help="End after so many sessions; never more at a time."
+    "--count",
+    type=click.IntRange(min=1),
+    help="End after so many sessions; what runs then finishes too.",
 )
 @click.option(
     "--handler-timeout",
@@ -128,6 +129,7 @@ async def _work(
     # What fails is said below, in a line.
     logging.getLogger("ritornello.worker").setLevel(logging.CRITICAL)
     async with given.async_client() as client:
+        await client.theme(theme)  # a worker goes on trying, whoever refuses it
         worker = Worker(client, options=options)
         done = 0
         unsaid: OSError | None = None
@@ -165,10 +167,6 @@ async def _work(
             if one is not signal.SIGHUP or signal.getsignal(one) is not signal.SIG_IGN:  # nohup
                 loop.add_signal_handler(one, ask)
         try:
-            await asyncio.wait((running,), timeout=given.timeout_s)
-            if not (running.done() or worker.node or is_asked):
-                running.cancel()
-                raise DeadlineExceeded(f"no answer in time from {', '.join(client.core.urls)}")
             await running
         except asyncio.CancelledError:
             return INTERRUPTED
@@ -221,18 +219,18 @@ async def run(session: Session, command: tuple[str, ...]) -> Verdict:
         "RITORNELLO_ATTEMPTS": str(session.attempts),
     }
     try:
-        command_run = await _begin(command, environment)
+        begun = await _begin(command, environment)
     except (OSError, ValueError) as error:  # ValueError: a key with a zero byte in it
         why = error.strerror if isinstance(error, OSError) else error
         return Store(cause="failed", reason=f"{command[0]} cannot be run: {why}")
     try:
-        said = await _talk(command_run, session.data)
+        said = await _talk(begun, session.data)
     except BaseException:  # cancelled: the session is lost, or it is time to end
-        await _end(command_run.process)
+        await _end(begun.process)
         raise
     finally:
-        command_run.transport.close()
-    process = command_run.process
+        begun.transport.close()
+    process = begun.process
     if len(said) > _SAID_BYTES:
         return Store(cause="failed", reason=f"{command[0]} said more than {_SAID_BYTES} bytes")
     if said:
@@ -325,7 +323,7 @@ async def _end(process: Process) -> None:
     _signal(process, signal.SIGTERM)
     try:
         async with asyncio.timeout(_KILL_AFTER_S):
-            while _signal(process, 0):  # noqa: ASYNC110 - nobody tells
+            while _is_there(process.pid):  # noqa: ASYNC110 - nobody tells
                 await asyncio.sleep(_LOOK_S)
     except TimeoutError:
         _signal(process, signal.SIGKILL)
@@ -334,12 +332,27 @@ async def _end(process: Process) -> None:
         raise
 
 
-def _signal(process: Process, number: int) -> bool:
-    """Send a signal to a command and all that it has begun; whether any of it is there."""
-    try:
+def _signal(process: Process, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, number)
+
+
+def _is_there(group: int) -> bool:
+    """Whether any process of a group runs."""
+    try:
+        os.killpg(group, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # what is there is another user's now
+    except PermissionError:  # another user's by now
         return True
-    return True
+    # Those that have ended and wait for their parent count too, and in a container that parent may
+    # never come. Where there is no /proc nothing better is known.
+    stats = list(Path("/proc").glob("[0-9]*/stat"))
+    for one in stats:
+        try:
+            state, _, its_group = one.read_bytes().rpartition(b")")[2].split()[:3]
+        except (OSError, ValueError):  # it has just ended
+            continue
+        if int(its_group) == group and state not in {b"Z", b"X"}:
+            return True
+    return not stats

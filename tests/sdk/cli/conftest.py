@@ -13,13 +13,13 @@ from tests.sdk.cli.commands import Shell
 _themes = itertools.count(100)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     with in_a_thread(server(tmp_path_factory.mktemp("node"))) as running:
         yield running
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def client(node: Running) -> Iterator[Client]:
     with Client(node.url) as found:
         yield found

@@ -132,3 +132,39 @@ def test_certificates_of_ones_own(shell: Shell, tmp_path: Path) -> None:
         said = shell("--ca-file", path, "status")
         assert (said.status, said.out) == (2, "")
         assert str(path) in said.errors
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"a b", b"a\nb", b"\xff\xfe", "\u00e9".encode()])
+def test_what_is_no_token_is_not_sent(
+    shell: Shell, tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "token"
+    file.write_bytes(content)
+    said = shell("--token-file", file, "status")
+    assert (said.status, said.out) == (2, "")
+    assert f"{file} holds no token" in said.errors
+    if content.strip() and content.isascii():
+        monkeypatch.setenv("RITORNELLO_TOKEN", content.decode())
+        said = shell("status")
+        assert (said.status, said.out) == (2, "")
+        assert "RITORNELLO_TOKEN holds no token" in said.errors
+        assert content.decode() not in said.errors
+
+
+def test_files_are_the_same_from_anywhere(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shell("context", "set", "a", "--url", NOWHERE, "--token-file", "t", "--ca-file", "c", url="")
+    shell("context", "set", "b", "--url", NOWHERE, "--token-file", "~/t", url="")
+    known = contexts.load(contexts.default_path()).known
+    assert (known["a"].token_file, known["a"].ca_file) == (f"{tmp_path}/t", f"{tmp_path}/c")
+    assert (known["b"].token_file, known["b"].ca_file) == ("~/t", None)
+
+
+def test_a_name_that_is_empty_is_not_the_current_one(shell: Shell) -> None:
+    assert shell("context", "set", "here", "--url", shell.url, url="").status == 0
+    assert shell("context", "set", "", "--url", shell.url, url="").status == 2
+    said = shell("-c", "", "status", url="")
+    assert (said.status, said.out) == (2, "")
+    assert "there is no context ''" in said.errors

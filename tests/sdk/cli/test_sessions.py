@@ -92,7 +92,7 @@ def test_what_others_wrote_does_not_drive_the_terminal(shell: Shell, theme: int)
         (("new", "7", "--key", "k" * 300), 2, "a key has 1 to 256 bytes"),
         (("new", "7", "--file", "/does/not/exist"), 2, "does not exist"),
         (("themes", "policy", "7", "lease_ms"), 2, "is no NAME=VALUE"),
-        (("themes", "policy", "7", "lease_mz=1"), 1, "lease_mz"),
+        (("themes", "policy", "7", "lease_mz=1"), 2, "lease_mz"),
         (("transfer", "nobody"), 1, "nobody"),
         (("tail", "--after", "nonsense"), 1, "nonsense"),
         (("--timeout", "0", "status"), 2, "--timeout"),

@@ -4,6 +4,8 @@ import signal
 import subprocess
 import time
 
+import pytest
+
 from ritornello.sync import Client
 from tests.sdk.cli.commands import LONG_S, Shell
 
@@ -91,6 +93,7 @@ def test_the_benchmark(shell: Shell, theme: int) -> None:
         assert 0 < found["p50_ms"] <= found["p99_ms"]
         assert found["operations_per_s"] > 0
         assert found["client_cpu_us"] > 0
+        assert found["client_cpu_share"] > 0
     (row,) = shell.good(*words, "--sessions", 3).rows
     assert row[0] == "3"
     seen = shell.at_terminal(*words, "--sessions", 3)
@@ -98,14 +101,15 @@ def test_the_benchmark(shell: Shell, theme: int) -> None:
     assert shell.good("sessions", "list", theme).out == ""
 
 
-def test_the_benchmark_ends_with_ctrl_c_and_leaves_nothing_in_hand(
-    shell: Shell, client: Client, theme: int
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_benchmark_that_is_ended_leaves_nothing(
+    shell: Shell, client: Client, theme: int, number: signal.Signals
 ) -> None:
     with shell.begin("bench", "--theme", theme, "--sessions", "5", "--seconds", "60") as process:
         end_s = time.monotonic() + LONG_S
         while not client.theme(theme).active:
             assert time.monotonic() < end_s
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, errors = process.communicate(timeout=LONG_S)
         assert (process.returncode, errors.strip()) == (130, "")
-    assert client.theme(theme).active == 0
+    assert list(client.list(theme)) == []

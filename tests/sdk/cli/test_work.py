@@ -1,5 +1,6 @@
 """A shell command for each session."""
 
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -7,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from api.security.tokens import new_token
 from ritornello.models import SessionView
 from ritornello.sync import Client
+from tests.api.security.files import entry
+from tests.api.servers import in_a_thread, server
 from tests.sdk.cli.commands import LONG_S, Said, Shell
 
 SH = ("--", "sh", "-c")
@@ -107,6 +111,99 @@ def test_several_at_a_time(shell: Shell, client: Client, theme: int, tmp_path: P
     assert [row[2] for row in Said(0, out, "").rows] == ["removed"] * 3
 
 
+def test_no_more_are_taken_than_are_to_be_done(shell: Shell, client: Client, theme: int) -> None:
+    for _ in range(4):
+        client.new(theme, after=0)
+    said = run(shell, theme, "sleep 0.1", "--concurrency", 4)
+    assert [row[2] for row in said.rows] == ["removed"]
+    assert [one.attempts for one in client.list(theme)] == [0, 0, 0]
+
+
+def test_what_a_command_leaves_behind_is_not_waited_for(
+    shell: Shell, client: Client, theme: int, tmp_path: Path
+) -> None:
+    client.new(theme, b"x" * 500_000, after=0)
+    pid = tmp_path / "pid"
+    ((*_, became, seconds, _),) = run(shell, theme, f"sleep 1000 2>&- & echo $! > '{pid}'").rows
+    try:
+        assert became == "removed"
+        assert float(seconds) < 20
+        assert is_alive(pid.read_text().strip())
+    finally:
+        os.kill(int(pid.read_text()), signal.SIGKILL)
+
+
+def test_a_key_that_no_variable_can_hold(shell: Shell, client: Client, theme: int) -> None:
+    created = client.new(theme, key="a\0b", after=0)
+    said = run(shell, theme, "exit 0")
+    assert said.rows[0][2:3] + said.rows[0][4:] == [
+        "failed",
+        "sh cannot be run: embedded null byte",
+    ]
+    assert "Traceback" not in said.errors
+    assert client.get(created.id).history[0].cause == "failed"
+
+
+def test_when_nobody_reads_it_takes_no_more(shell: Shell, client: Client, theme: int) -> None:
+    for _ in range(5):
+        client.new(theme, after=0)
+    with shell.begin("work", theme, "--", "true") as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.wait(LONG_S) == 0
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+    assert len(list(client.list(theme))) in {3, 4}  # one may have been on its way
+
+
+def test_a_disk_that_is_full_ends_it(shell: Shell, client: Client, theme: int) -> None:
+    client.new(theme, after=0)
+    with (
+        Path("/dev/full").open("w") as full,
+        shell.begin("work", theme, "--", "true", stdout=full) as process,
+    ):
+        assert process.wait(LONG_S) == 1
+        assert process.stderr is not None
+        assert process.stderr.read() == "ritornello: [Errno 28] No space left on device\n"
+
+
+def test_if_nobody_answers_at_first_it_ends(shell: Shell) -> None:
+    shell.url = "http://127.0.0.1:1"
+    with shell.begin("--timeout", "0.3", "work", "7", "--", "true") as process:
+        out, errors = process.communicate(timeout=LONG_S)
+    assert (process.returncode, out) == (5, "")
+    assert "no answer in time; http://127.0.0.1:1" in errors
+
+
+def test_a_token_that_is_not_for_this(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = new_token()
+    with in_a_thread(server(tmp_path, tokens=entry(token, "reader", '["read"]'))) as node:
+        shell.url = node.url
+        for told in ("nonsense", token):  # who may look may not work
+            monkeypatch.setenv("RITORNELLO_TOKEN", told)
+            with shell.begin("work", "7", "--", "true") as process:
+                out, errors = process.communicate(timeout=LONG_S)
+            assert (process.returncode, out) == (6, ""), errors
+            assert errors.count("\n") == 1
+            assert told not in errors
+
+
+def test_a_token_for_work_on_one_theme_is_enough(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = new_token()
+    tokens = entry(token, "worker", '["operate"]', "themes = [7]")
+    monkeypatch.setenv("RITORNELLO_TOKEN", token)
+    with in_a_thread(server(tmp_path, tokens=tokens)) as node:
+        shell.url = node.url
+        shell.good("new", 7)
+        assert run(shell, 7, "exit 0").rows[0][2] == "removed"
+        with shell.begin("work", 8, "--", "true") as process:
+            assert process.wait(LONG_S) == 6
+
+
 class Slow:
     """A command that tells that it runs, and goes on until it is ended, with a child of its own."""
 
@@ -136,7 +233,7 @@ def slow(tmp_path: Path) -> Slow:
     return Slow(tmp_path)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_when_it_is_to_end_commands_finish(
     shell: Shell, client: Client, theme: int, slow: Slow, number: signal.Signals
 ) -> None:
@@ -177,8 +274,24 @@ def test_a_command_that_takes_too_long_is_ended(
     created = client.new(theme, after=0)
     said = run(shell, theme, slow.script, "--handler-timeout", "0.5")
     assert said.rows[0][2] == "failed", said
+    assert said.errors == ""
     until(lambda: not slow.runs)
     assert client.get(created.id).history[0].cause == "failed"
+
+
+def test_what_a_command_has_begun_has_its_time_too(
+    shell: Shell, client: Client, theme: int, tmp_path: Path
+) -> None:
+    """The shell is gone at once; what it began tidies up first, and has no hold on its streams."""
+    client.new(theme, after=0)
+    script = tmp_path / "child"
+    begun, saved = tmp_path / "begun", tmp_path / "saved"
+    script.write_text(
+        f"trap 'sleep 0.3; touch {saved}; exit' TERM; touch {begun}; while :; do sleep 0.02; done\n"
+    )
+    run(shell, theme, f"sh {script} >/dev/null 2>&1 & wait", "--handler-timeout", "0.5")
+    assert begun.exists()
+    assert saved.exists()
 
 
 def test_one_that_does_not_want_to_end_is_killed(
