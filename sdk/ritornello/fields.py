@@ -46,7 +46,11 @@ def key_of(key: str) -> str:
     """Check a session's key."""
     if not isinstance(key, str):
         raise TypeError(f"a key is text, and not {type(key).__name__}")
-    if not 1 <= len(key.encode(errors="surrogatepass")) <= _KEY_BYTES:
+    try:
+        length = len(key.encode())
+    except UnicodeEncodeError as error:
+        raise ValueError("a key has half of a surrogate pair") from error
+    if not 1 <= length <= _KEY_BYTES:
         raise ValueError(f"a key has 1 to {_KEY_BYTES} bytes of UTF-8")
     return key
 
@@ -73,8 +77,8 @@ def seconds_of(seconds: Seconds, name: str) -> float:
 
 
 def reason_of(reason: str) -> str:
-    """A reason, cut to what the cluster keeps."""
-    return reason[: limits.REASON_CHARS]
+    """A reason, cut to what the cluster keeps; what is no Unicode in it is replaced."""
+    return reason[: limits.REASON_CHARS].encode(errors="replace").decode()
 
 
 def count_of(count: int) -> int:

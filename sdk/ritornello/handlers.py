@@ -37,7 +37,8 @@ class WorkerOptions:
 
     def __post_init__(self) -> None:
         if not 1 <= self.concurrency <= limits.COUNT_MAX:
-            raise ValueError(f"concurrency is {self.concurrency}; it is at least 1")
+            most = limits.COUNT_MAX
+            raise ValueError(f"concurrency is {self.concurrency}; it is from 1 to {most}")
         for name in ("handler_timeout_s", "progress_s", "failures_max"):
             found = getattr(self, name)
             if found is not None and not found > 0:

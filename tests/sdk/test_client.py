@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 
 from api.security.tokens import new_token
-from ritornello import Client, Created, Options, RitornelloError
+from ritornello import (
+    Client,
+    Created,
+    Options,
+    Remove,
+    RitornelloError,
+    Session,
+    Verdict,
+    Worker,
+)
 from ritornello.errors import (
     BadRequest,
     ClientClosed,
@@ -183,6 +192,43 @@ async def test_who_prefers_the_leader_follows_it_with_all_that_is_held(tmp_path:
         await session.remove()
 
 
+async def test_what_cannot_be_said_is_refused_and_all_else_goes_on(client: Client) -> None:
+    held = await client.new(THEME)
+    for wrong in ("\udcff", "a\ud800"):
+        with pytest.raises(BadRequest, match="cannot be said"):
+            await client.get(wrong)
+        with pytest.raises(BadRequest):
+            await client.new(THEME, after=0, idempotency_key=wrong)
+        with pytest.raises(ValueError, match="surrogates"):
+            await held.append(wrong)
+    assert await held.append("a") == 2
+    stored = await held.store(after=60, reason="why\udcff")
+    assert (await client.get(stored.id)).history[0].reason == "why?"
+
+
+async def test_a_worker_whose_token_is_refused_says_so_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with (
+        server(tmp_path, tokens=entry(new_token())) as node,
+        Client(node.url, token=new_token(), options=Options(backoff_max_s=0.05)) as client,
+    ):
+        worker = Worker(client)
+        worker.handler(THEME)(_nothing)
+        running = asyncio.ensure_future(worker.run())
+        async with asyncio.timeout(20):
+            while "401" not in caplog.text:  # noqa: ASYNC110 - nothing tells
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.3)  # for many more tries
+        worker.stop()
+        await running
+    assert caplog.text.count("status 401") == 1
+
+
+async def _nothing(_: Session) -> Verdict:
+    return Remove()
+
+
 async def test_tokens(tmp_path: Path) -> None:
     reader, worker = new_token(), new_token()
     tokens = entry(reader, "reader", '["read"]') + entry(worker, "worker", '["operate"]')
@@ -260,7 +306,7 @@ async def test_arguments_that_make_no_sense_are_told_before_anything_is_sent(
     for theme in (-1, 2**32):
         with pytest.raises(ValueError, match="theme"):
             await client.new(theme)
-    for key in ("", "k" * 257):
+    for key in ("", "k" * 257, "\udcff"):
         with pytest.raises(ValueError, match="key"):
             await client.new(THEME, key=key)
     with pytest.raises(ValueError, match="after"):

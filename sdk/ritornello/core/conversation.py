@@ -298,7 +298,11 @@ class Conversation:
             request = self._next()
             if request is None:
                 break
-            part = self._encoded(request, now_s)
+            try:
+                part = self._encoded(request, now_s)
+            except (UnicodeEncodeError, TypeError) as error:
+                self._failed(request, _unsayable(error))
+                continue
             size_bytes += len(part)
             if size_bytes > self._frame_bytes:
                 if parts:
@@ -661,6 +665,12 @@ def _refused(code: str, detail: str, *, retryable: bool = False) -> RequestError
     return request_error(
         {"code": code, "outcome": outcome, "retryable": retryable, "detail": detail}
     )
+
+
+def _unsayable(error: Exception) -> RequestError:
+    detail = f"it cannot be said: {error}"
+    fields = {"outcome": Outcome.NOT_APPLIED.value, "retryable": False, "detail": detail}
+    return request_error({"code": "bad_request", **fields})
 
 
 def _too_large(size_bytes: int, bound_bytes: int) -> RequestError:

@@ -83,6 +83,7 @@ class Link:
         self._running: asyncio.Task[None] | None = None
         self._aside: set[asyncio.Task[None]] = set()
         self._is_closing = False
+        self._complaint = ""  # that was made last
         self.url = ""  # of the node that is connected, or was last
 
     def start(self) -> None:
@@ -164,10 +165,18 @@ class Link:
                     pass
             return await self._connect(nodes.first)
         except RitornelloError as error:
-            _log.debug("not connected: %s", error)
+            self._complain(error)
             nodes.avoid(nodes.first)
             self.conversation.unreachable(error)
             return None
+
+    def _complain(self, error: RitornelloError) -> None:
+        """Say why there is no connection; loudly, and once, if that will not pass by itself."""
+        if error.retryable or str(error) == self._complaint:
+            _log.debug("not connected: %s", error)
+        else:
+            self._complaint = str(error)
+            _log.warning("not connected, and tried again: %s", error)
 
     async def _connect(self, url: str) -> Socket:
         """Open a WebSocket to one node. Raises `RitornelloError`."""

@@ -124,7 +124,7 @@ def test_what_a_command_leaves_behind_is_not_waited_for(
 ) -> None:
     client.new(theme, b"x" * 500_000, after=0)
     pid = tmp_path / "pid"
-    ((*_, became, seconds, _),) = run(shell, theme, f"sleep 1000 2>&- & echo $! > '{pid}'").rows
+    ((*_, became, seconds, _),) = run(shell, theme, f"sleep 60 2>&- & echo $! > '{pid}'").rows
     try:
         assert became == "removed"
         assert float(seconds) < 20
