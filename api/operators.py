@@ -467,6 +467,16 @@ class Operators:
             operator = self.begin(session_id, epoch, None)
         return operator if operator.epoch == epoch else None
 
+    def named(self, target: Target, epoch: int | None) -> Target:
+        """A session by its id, if it is one by whose operator a caller goes on, however it said it.
+
+        When its turn comes, or when it is tried again, the key may be another's, in the same epoch.
+        """
+        if isinstance(target, int) or not epoch:
+            return target
+        operator = self.operate(target, epoch)
+        return target if operator is None else operator.session_id
+
     def transact(
         self,
         shown: Iterable[Shown],

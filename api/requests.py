@@ -9,12 +9,19 @@ Nothing here knows who asks: the consumer's name is added by whoever does.
 """
 
 import math
+from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, Struct
 
 from api import tracecontext
-from api.identifiers import SESSION_TEXT_MAX, SESSION_TEXT_PATTERN, key_bytes, session_number
+from api.identifiers import (
+    SESSION_TEXT_MAX,
+    SESSION_TEXT_PATTERN,
+    key_bytes,
+    session_number,
+    session_text,
+)
 from api.problems import bad_request
 from state import Cause, OnConflict, Operation, encode, encode_fields
 from state import operations as op
@@ -307,6 +314,22 @@ class Txn(Request, tag="txn", kw_only=True):
         """
         named = [one for one in self.operations if isinstance(one, Targeted)]
         return [(one.target, getattr(one, "epoch", None), one.is_verdict) for one in named]
+
+    def name_by_id(self, named: Callable[[Target, int | None], Target]) -> bool:
+        """Have sessions named as `named` says; whether that changes anything.
+
+        With an idempotency key it stays as it is, since that is what it is known by.
+        """
+        has_changed = False
+        if self.idempotency_key is not None:
+            return False
+        for one in self.operations:
+            if isinstance(one, Targeted) and one.id is None:
+                found = named(one.target, getattr(one, "epoch", None))
+                if isinstance(found, int):
+                    one.id, one.theme, one.key = session_text(found), None, None
+                    has_changed = True
+        return has_changed
 
     def fields(self, consumer: bytes | None) -> Fields:
         for position, one in enumerate(self.operations):

@@ -301,11 +301,13 @@ class Call:
         """Have an operation on one session done. Raises `Refusal`."""
         if not self.principal.may_all_themes:
             await self.authorize(Scope.OPERATE, (target,))
-        encoded = asked.encoded_on(target, self.consumer)
         epoch: int | None = getattr(asked, "epoch", None)
-        operator = None
+        operators, operator = self.front.operators, None
         if epoch:
-            operator = self.front.operators.operate(target, epoch)
+            operator = operators.operate(target, epoch)
+            if asked.idempotency_key is None:
+                target = operators.named(target, epoch)
+        encoded = asked.encoded_on(target, self.consumer)
         if operator is None:
             return await self.submit(encoded, is_ending=asked.is_ending)
         begin = partial(_ask, operator, encoded, asked)

@@ -215,11 +215,11 @@ async def transact(call: Call) -> web.Response:
     begun = [one for one in asked.operations if isinstance(one, ask.New)]
     call.trace(begun)
     call.front.check(call.principal, Scope.OPERATE, *(one.theme for one in begun))
-    shown = asked.shown
-    await call.authorize(Scope.OPERATE, [target for target, _, _ in shown])
+    await call.authorize(Scope.OPERATE, [target for target, _, _ in asked.shown])
     abandoned = partial(_give_back, call) if asked.idempotency_key is None else None
+    asked.name_by_id(call.front.operators.named)
     encoded = asked.encoded(call.consumer)
-    result = await call.transact(shown, encoded, len(asked.operations), abandoned)
+    result = await call.transact(asked.shown, encoded, len(asked.operations), abandoned)
     if isinstance(result, Done):
         for one in result.results:
             if isinstance(one, Created | Acquired) and one.epoch:

@@ -402,7 +402,14 @@ class Service:
         else:
             self._if_allowed(request.seq, (target,), partial(self._do, request, target))
 
+    def _named(self, request: ask.Targeted, target: op.Target) -> op.Target:
+        """By its id, if that can be: see `Operators.named`."""
+        if isinstance(target, int) or request.idempotency_key is not None:
+            return target
+        return self._operators.named(target, getattr(request, "epoch", None))
+
     def _do(self, request: Stepping, target: op.Target) -> None:
+        target = self._named(request, target)
         encoded = request.encoded_on(target, None)
         epoch = None if isinstance(request, ask.Unpark) else request.epoch
         if epoch is not None:
@@ -421,6 +428,7 @@ class Service:
 
     def _claim(self, request: ask.Touch, target: op.Target) -> None:
         name, touches = self._name_to_claim(request), (request,)
+        target = self._named(request, target)
         encoded = request.encoded_on(target, name)
         done = partial(self._transacted, request.seq, name, touches, self._touched(touches))
         operator = self._operators.operate(target, request.epoch)
@@ -456,6 +464,9 @@ class Service:
         targets = tuple(target for target, _, _ in shown)
 
         def go_on() -> None:
+            nonlocal shown, encoded
+            if request.name_by_id(self._operators.named):
+                shown, encoded = request.shown, request.encoded(name)
             done = partial(self._transacted, request.seq, name, touches, self._touched(touches))
             self._operators.transact(
                 shown, encoded, done, weight=len(operations), asker=self._consumer

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 from aiohttp import ClientSession
 
@@ -15,12 +16,13 @@ from api.security.tokens import new_token
 from api.websocket.frames import FRAME_REQUESTS_MAX, JSON
 from cluster.failures import TimedOut
 from state import Failure, Operation, Phase, encode
-from state.operations import SetPolicy
+from state.operations import Heartbeat, SetPolicy
 from tests.api.security.files import entry
 from tests.api.servers import HTTP, Running, server, until, with_tokens
 from tests.api.websocket.clients import PROTOCOLS, Client, connect
 
 THEME, OTHER = 7, 8
+HEARTBEAT = Heartbeat.code
 HELD = frozenset({"code", "outcome", "retryable", "detail"})
 
 
@@ -457,6 +459,34 @@ async def test_scopes_and_themes_hold_for_every_request(tmp_path: Path) -> None:
         assert resumed["error"]["code"] == "session_not_found"
         assert (await working.ask("append", id=own["id"], epoch=1, text="x"))["revision"] == 2
         assert (await working.error("append", id="999", epoch=1))["code"] == "session_not_found"
+
+
+async def test_what_is_held_is_worked_on_by_its_id_whatever_the_key_names_by_then(
+    node: Running, ws: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    created = await ws.ask("new", theme=THEME, key="k")
+    session = {"theme": THEME, "key": "k", "epoch": 1}
+    said: list[Any] = []
+    submit = node.front.gateway.submit
+
+    def noted(encoded: bytes, callback: Any, **how: Any) -> None:
+        said.append(msgpack.unpackb(encoded, raw=True))
+        submit(encoded, callback, **how)
+
+    monkeypatch.setattr(node.front.gateway, "submit", noted)
+    number = int(created["id"], 16)
+    await ws.ask("append", **session, text="a")
+    await ws.ask("touch", **session)
+    await ws.ask("txn", operations=[{"op": "append", **session, "text": "b"}])
+    await ws.ask("append", **session, text="c", idempotency_key="once")
+    assert (await ws.ask("append", **session, text="c", idempotency_key="once"))["revision"] == 4
+    await ws.ask("remove", **session)
+    append, touch, txn, once, again, remove = [one for one in said if one[0] != HEARTBEAT]
+    assert [append[1], touch[1], remove[1]] == [number] * 3
+    assert txn[1][0][1] == number
+    # Under a key it is the same each time, so that it is known again.
+    assert once == again
+    assert once[3][1] == [THEME, b"k"]
 
 
 async def test_who_cannot_be_told_the_theme_of_what_it_resumes_is_told_why(
