@@ -11,6 +11,7 @@ import io
 import textwrap
 import tokenize
 from collections.abc import Iterable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,8 +27,6 @@ MODULES = (
 
 # What signatures use and nothing exports: users need it for their own annotations.
 WORDS = {
-    "ritornello.fields": ("Data", "Seconds", "Target"),
-    "ritornello.models": ("Phase",),
     "ritornello.limits": ("Preference",),
     "ritornello.core.core": ("Token",),
     "ritornello.worker": ("Handle", "Middleware"),
@@ -164,9 +163,9 @@ def _definition(module: str, name: str) -> tuple[Source, ast.stmt]:
 
 def _class(where: Source, found: ast.ClassDef) -> Thing:
     members: dict[str, Member] = {}
-    for place, one in _lineage(where, found):
+    for place, one, filled in _lineage(where, found):
         # What is inherited comes after what the class has itself, which wins.
-        for member in _members(place, one):
+        for member in _members(place, _Filled(filled).visit(deepcopy(one))):
             members.setdefault(member.name, member)
     init = members.pop("__init__", Member("__init__", (), ""))
     doc = _doc(found)
@@ -178,15 +177,47 @@ def _class(where: Source, found: ast.ClassDef) -> Thing:
     return Thing(found.name, tuple(shown), doc, tuple(visible))
 
 
-def _lineage(where: Source, found: ast.ClassDef) -> Iterator[tuple[Source, ast.ClassDef]]:
-    """A class and those that it inherits from, as far as they are of the client."""
-    yield where, found
+def _lineage(
+    where: Source, found: ast.ClassDef, filled: dict[str, ast.expr] | None = None
+) -> Iterator[tuple[Source, ast.ClassDef, dict[str, ast.expr]]]:
+    """A class and those that it inherits from, as far as they are of the client.
+
+    With each stands what its heir has put in place of its type variables.
+    """
+    yield where, found, filled or {}
     for base in found.bases:
-        name = ast.unparse(base.value if isinstance(base, ast.Subscript) else base)
+        name, given = _subscripted(base)
         if name in where.defined or where.imports.get(name, "").startswith("ritornello"):
             place, one = _definition(where.name, name)
             if isinstance(one, ast.ClassDef):
-                yield from _lineage(place, one)
+                yield from _lineage(place, one, dict(zip(_variables(one), given, strict=False)))
+
+
+def _variables(found: ast.ClassDef) -> list[str]:
+    """The type variables of a generic class, in order."""
+    bases = dict(_subscripted(base) for base in found.bases)
+    return [ast.unparse(one) for one in bases.get("Generic", [])]
+
+
+def _subscripted(found: ast.expr) -> tuple[str, list[ast.expr]]:
+    """Of `Base[A, B]` the name, and what is between the brackets."""
+    match found:
+        case ast.Subscript(value=value, slice=ast.Tuple(elts=given)):
+            return ast.unparse(value), given
+        case ast.Subscript(value=value, slice=given):
+            return ast.unparse(value), [given]
+        case _:
+            return ast.unparse(found), []
+
+
+class _Filled(ast.NodeTransformer):
+    """Puts what it was given in place of names."""
+
+    def __init__(self, names: dict[str, ast.expr]) -> None:
+        self._names = names
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return self._names.get(node.id, node)
 
 
 def _headline(found: ast.ClassDef) -> str:

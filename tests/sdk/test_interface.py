@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from docs.interface import MODULES, exported, listing, things
+from docs.interface import MODULES, WORDS, exported, listing, thing, things
 
 LISTING = Path(__file__).parent / "interface.txt"
 
@@ -57,3 +57,14 @@ def test_all_that_a_module_exports_is_explained(module: str) -> None:
 @pytest.mark.parametrize("module", ["ritornello", "ritornello.sync"])
 def test_exports_are_sorted_and_named_once(module: str) -> None:
     assert exported(module) == sorted(set(exported(module)))
+
+
+def test_words_are_those_that_nothing_exports() -> None:
+    found = {(module, name) for module, names in WORDS.items() for name in names}
+    assert {one for one in found if one[1] in exported("ritornello")} == set()
+
+
+@pytest.mark.parametrize("module", ["ritornello", "ritornello.sync"])
+def test_what_a_class_leaves_open_is_filled_in_by_its_heir(module: str) -> None:
+    worker = {one.name: one.shown for one in thing(module, "Worker").members}
+    assert worker["middleware"] == ("def middleware(call: Middleware) -> Middleware",)
