@@ -16,6 +16,7 @@ from ritornello.errors import ClientClosed
 T = TypeVar("T")
 
 _STOP_S = 10.0
+_LAST_TURNS_S = 0.02
 
 
 class Mailbox:
@@ -79,6 +80,8 @@ class CoreThread:
             task.cancel()
         if tasks:
             self.loop.run_until_complete(asyncio.wait(tasks))
+        # Connections that are being closed need some turns for that, those with TLS some more.
+        self.loop.run_until_complete(asyncio.sleep(_LAST_TURNS_S))
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         """Run a coroutine in the loop. Raises `ClientClosed`."""
