@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -90,16 +91,17 @@ def bench(
     # Nothing here is garbage in circles; looking for it would take a third of the time.
     gc.freeze()
     gc.set_threshold(100_000, 50, 100)
-    found = [
+    # Lines are said as they become known: who stops it later still has those.
+    found = (
         _measured(given, prefer, count, seconds, warm_up_s, theme, size_bytes)
         for count in counts or (1, 64, 1000)
-    ]
+    )
     if given.is_json:
         for one in found:
             output.say_json(one)
         return
     columns = ("sessions", "ops/s", "p50 ms", "p99 ms", "client us/op", "client CPU")
-    rows = [
+    rows = (
         (
             one.sessions,
             f"{one.operations_per_s:,.0f}",
@@ -109,7 +111,7 @@ def bench(
             f"{one.client_cpu_share:.0%}",
         )
         for one in found
-    ]
+    )
     output.table(columns, rows)
 
 
@@ -122,14 +124,13 @@ def _measured(
     theme: int,
     size_bytes: int,
 ) -> Figures:
-    shown = output.is_terminal() and not given.is_json
     bar = Progress(
         TextColumn(f"{count} sessions"),
         BarColumn(),
         TextColumn("{task.fields[rate]} ops/s"),
         TimeRemainingColumn(),
         console=output.errors,
-        disable=not shown,
+        disable=not sys.stderr.isatty(),
         transient=True,
     )
     with bar:

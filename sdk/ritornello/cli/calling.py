@@ -36,16 +36,23 @@ class Given:
             found = replace(found, urls=self.urls) if self.context else contexts.Context(self.urls)
         if self.token_file is not None:
             found = replace(found, token_file=self.token_file)
-        if self.ca_file is not None:
-            found = replace(found, ca_file=self.ca_file)
-        return found
+        ca_file = self.ca_file
+        if ca_file is None:
+            ca_file = self._variable("RITORNELLO_CA_FILE", found.ca_file)
+        return found if ca_file is None else replace(found, ca_file=ca_file)
 
     def token(self, cluster: contexts.Context) -> Token:
         """The token to show there. Raises `ContextError`."""
-        said = os.environ.get("RITORNELLO_TOKEN")
-        if said and self.token_file is None:
-            return contexts.checked_token(said, "RITORNELLO_TOKEN")
-        return cluster.token
+        said = None
+        if self.token_file is None:
+            said = self._variable("RITORNELLO_TOKEN", cluster.token_file)
+        return cluster.token if said is None else contexts.checked_token(said, "RITORNELLO_TOKEN")
+
+    def _variable(self, name: str, kept: str | None) -> str | None:
+        """What a variable says, unless it is kept with the cluster that was named."""
+        if self.context is not None and kept is not None:
+            return None  # the variable may well be for another cluster
+        return os.environ.get(name) or None
 
     def async_client(self, prefer: Preference = "any") -> AsyncClient:
         """The same, for programs with an event loop."""
@@ -79,8 +86,8 @@ def say_one(value: Any, *, is_json: bool) -> None:  # noqa: ANN401 - any model
     if is_json:
         output.say_json(value)
         return
-    for name in value.__struct_fields__:
-        output.say(f"{name}\t{getattr(value, name)}")
+    rows = ((name, getattr(value, name)) for name in value.__struct_fields__)
+    output.table(("what", "is"), rows)
 
 
 class FiniteRange(click.FloatRange):

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from ritornello.cli import contexts, output
-from ritornello.cli.calling import Given
+from ritornello.cli.calling import Given, utf8
 from ritornello.core.nodes import node_urls
 
 
@@ -43,10 +43,12 @@ def list_contexts(given: Given) -> None:
 
 
 @context.command("set")
-@click.argument("name")
+@click.argument("name", callback=utf8)
 @click.option("--url", "urls", multiple=True, required=True, help="A node; once for each.")
-@click.option("--token-file", help="The file that holds its token.")
-@click.option("--ca-file", help="Certificates to trust, if not those that the machine does.")
+@click.option("--token-file", callback=utf8, help="The file that holds its token.")
+@click.option(
+    "--ca-file", callback=utf8, help="Certificates to trust, if not those that the machine does."
+)
 @click.pass_obj
 def set_context(
     given: Given, name: str, urls: tuple[str, ...], token_file: str | None, ca_file: str | None

@@ -18,6 +18,7 @@ import ssl
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import mkstemp
 
 from ritornello.client import DEFAULT_URL
 
@@ -87,10 +88,15 @@ class Contexts:
             lines.append("")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            new = self.path.with_name(f"{self.path.name}.new")
-            new.touch(mode=0o600)
-            new.write_text("\n".join(lines))
-            new.replace(self.path)
+            file = self.path.resolve()  # where it is a link, that stays one
+            number, new = mkstemp(prefix=f"{file.name}.", dir=file.parent)  # for its owner alone
+            try:
+                with os.fdopen(number, "w", encoding="utf-8") as stream:
+                    stream.write("\n".join(lines))
+                Path(new).replace(file)
+            except BaseException:
+                Path(new).unlink()
+                raise
         except OSError as error:
             raise ContextError(f"{self.path}: {error.strerror}") from error
 
@@ -116,7 +122,7 @@ def default_path() -> Path:
 def load(path: Path) -> Contexts:
     """Read the file; a missing one has no contexts. Raises `ContextError`."""
     try:
-        found = tomllib.loads(path.read_text())
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return Contexts(path)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -143,6 +149,5 @@ def load(path: Path) -> Contexts:
 def _quoted(text: str) -> str:
     """A basic string of TOML."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return (
-        '"' + "".join(one if one.isprintable() else f"\\u{ord(one):04x}" for one in escaped) + '"'
-    )
+    shown = (one if one.isprintable() else f"\\U{ord(one):08x}" for one in escaped)
+    return f'"{"".join(shown)}"'

@@ -18,6 +18,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 import click
+from click.core import ParameterSource
 
 from ritornello import errors
 from ritornello.cli import contexts
@@ -90,7 +91,7 @@ class Command(click.Group):
         except click.exceptions.Exit as error:
             sys.exit(error.exit_code)
         except click.ClickException as error:
-            error.show()
+            self._helped(error).show()
             sys.exit(error.exit_code)
         except (KeyboardInterrupt, click.Abort):
             sys.exit(INTERRUPTED)
@@ -98,6 +99,17 @@ class Command(click.Group):
             _write_no_more()
             sys.stderr.write(f"ritornello: {error}\n")
             sys.exit(next(status for kind, status in STATUSES if isinstance(error, kind)))
+
+    def _helped(self, error: click.ClickException) -> click.ClickException:
+        """An error; of an option that stands after a command and not before it, with advice."""
+        if not isinstance(error, click.NoSuchOption):
+            return error
+        name = error.option_name
+        if not any(name in one.opts for one in self.params):
+            return error
+        return click.UsageError(
+            f"{name} stands before the command: ritornello {name} ...", error.ctx
+        )
 
 
 def _write_no_more() -> None:
@@ -123,7 +135,6 @@ def _write_no_more() -> None:
 @click.option(
     "--ca-file",
     type=click.Path(dir_okay=False),
-    envvar="RITORNELLO_CA_FILE",
     help="Certificates to trust, if not those that the machine does. [env: RITORNELLO_CA_FILE]",
 )
 @click.option(
@@ -168,6 +179,8 @@ def ritornello(
       6    the token is not known, or not for this
       130  interrupted
     """
+    if context is not None and ctx.get_parameter_source("urls") is ParameterSource.ENVIRONMENT:
+        urls = ()  # the cluster that is named here is meant, not that of the variable
     nodes = tuple(part for one in urls for part in one.split(",") if part)
     if urls and not nodes:
         # Say, of an unset variable. Another cluster than was meant would be worse than none.

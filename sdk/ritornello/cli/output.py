@@ -48,10 +48,12 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str =
             row(one)
         return
     headings = map(escape, columns)
-    drawn = Table(*headings, title=title or None, header_style="bold", box=None, pad_edge=False)
-    for one in rows:
+    drawn = Table(title=title or None, header_style="bold", box=None, pad_edge=False)
+    for one in headings:
+        drawn.add_column(one, overflow="fold")  # a key that is cut short is of no use
+    for cells in rows:
         # As `Text`: brackets in a key are no markup.
-        drawn.add_row(*(Text(_plain(cell)) for cell in one))
+        drawn.add_row(*(Text(_plain(cell)) for cell in cells))
     console.print(drawn)
 
 

@@ -13,6 +13,7 @@ from ritornello.fields import OnConflict, Target
 from ritornello.models import SessionView
 from ritornello.sync import Client
 
+_SHOWN_BYTES = 200  # of a chunk, in a table
 _COLUMNS = ("id", "theme", "key", "phase", "attempts", "due", "size", "last cause")
 
 
@@ -32,7 +33,11 @@ def target_of(text: str) -> Target:
     if not text:
         raise click.UsageError("name a session by its ID, or by THEME/KEY")
     theme, slash, key = text.partition("/")
-    return (int(theme), key) if slash and theme.isdigit() else text
+    if not slash:
+        return text
+    if not (theme.isascii() and theme.isdigit()):
+        raise click.UsageError(f"{text!r} is no THEME/KEY: a theme is a number, {theme!r} is none")
+    return int(theme), key
 
 
 def _row(one: SessionView) -> tuple[object, ...]:
@@ -102,12 +107,18 @@ def show(client: Client, *, session: str, only_data: bool, is_json: bool) -> Non
         output.say_json(found)
         return
     output.table(_COLUMNS, [_row(found)])
-    for one in found.history:
-        output.say(
-            f"{output.moment(one.last_ms)}\t{one.cause}\t{one.times}x\t{output.text_of(one.reason.encode())}"
-        )
-    for number, chunk in enumerate(found.chunks):
-        output.say(f"{number}\t{output.size(len(chunk))}\t{output.text_of(chunk[:200])}")
+    if found.history:
+        rows = [
+            (output.moment(one.last_ms), one.cause, f"{one.times}x", one.reason.replace("\n", " "))
+            for one in found.history
+        ]
+        output.table(("last", "cause", "times", "reason"), rows)
+    if found.chunks:
+        pieces = [
+            (number, output.size(len(chunk)), output.text_of(chunk[:_SHOWN_BYTES]))
+            for number, chunk in enumerate(found.chunks)
+        ]
+        output.table(("chunk", "size", "data"), pieces)
 
 
 @sessions.command()

@@ -85,6 +85,22 @@ def test_data_may_be_any_bytes_but_names_are_text(shell: Shell, client: Client, 
         assert "it is not UTF-8" in said.errors
 
 
+def test_a_theme_is_a_number(shell: Shell) -> None:
+    for name in ("seven/k", "/k", "\N{SUPERSCRIPT TWO}/k"):
+        said = shell("sessions", "show", name)
+        assert (said.status, said.out) == (2, ""), said
+        assert "is no THEME/KEY: a theme is a number" in said.errors
+
+
+def test_options_of_all_commands_stand_before_them(shell: Shell) -> None:
+    for words in (("status", "--json"), ("sessions", "list", "7", "--timeout", "3")):
+        said = shell(*words)
+        assert (said.status, said.out) == (2, ""), said
+        (option,) = (one for one in words if one.startswith("--"))
+        assert f"{option} stands before the command: ritornello {option}" in said.errors
+    assert "No such option" in shell("status", "--jason").errors
+
+
 def test_a_session_has_a_name(shell: Shell) -> None:
     said = shell("sessions", "remove", "")
     assert (said.status, "by its ID, or by THEME/KEY" in said.errors) == (2, True)

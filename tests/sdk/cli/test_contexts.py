@@ -78,12 +78,61 @@ def test_a_file_that_is_not_in_order(shell: Shell, text: str, says: str) -> None
 
 
 def test_names_and_paths_of_any_characters_are_kept(shell: Shell) -> None:
-    name, path = 'a "b" \\ \N{SNOWMAN} \x07', "/some where/\\token"
+    name, path = 'a "b" \\ \N{SNOWMAN} \x07 \N{TAG SPACE}', "/some where/\\token"
     shell("context", "set", name, "--url", NOWHERE, "--token-file", path, url="")
     found = contexts.load(contexts.default_path())
     assert found.known == {name: contexts.Context((NOWHERE,), path)}
     assert found.current == name
     assert stat.S_IMODE(contexts.default_path().stat().st_mode) == 0o600
+
+
+def test_the_file_is_for_its_owner_alone(shell: Shell, tmp_path: Path) -> None:
+    """Whatever it was before; and a link to it stays one."""
+    path, kept = contexts.default_path(), tmp_path / "kept.toml"
+    path.parent.mkdir()
+    kept.touch(mode=0o644)
+    path.symlink_to(kept)
+    assert shell("context", "set", "here", "--url", NOWHERE, url="").status == 0
+    assert path.is_symlink()
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    assert contexts.load(path).current == "here"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_what_could_not_be_read_again_is_not_kept(shell: Shell) -> None:
+    raw = b"\xff".decode(errors="surrogateescape")  # as Python has it from a shell
+    assert shell("context", "set", "good", "--url", NOWHERE, url="").status == 0
+    for words in ((raw,), ("bad", "--token-file", raw), ("bad", "--ca-file", raw)):
+        said = shell("context", "set", *words, "--url", NOWHERE, url="")
+        assert (said.status, "it is not UTF-8" in said.errors) == (2, True), said
+    assert list(contexts.load(contexts.default_path()).known) == ["good"]
+
+
+def test_a_cluster_that_is_named_is_meant_whatever_variables_say(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token, file = new_token(), tmp_path / "token"
+    file.write_text(token)
+    (tmp_path / "node").mkdir()
+    monkeypatch.setenv("RITORNELLO_URL", NOWHERE)
+    monkeypatch.setenv("RITORNELLO_TOKEN", "of-another-cluster")
+    monkeypatch.setenv("RITORNELLO_CA_FILE", str(tmp_path / "none"))
+    authority, trusted = trustme.CA(), tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(trusted))
+    tokens = entry(token, "all", '["admin"]')
+    with in_a_thread(server(tmp_path / "node", tokens=tokens, authority=authority)) as node:
+        files = ("--token-file", file, "--ca-file", trusted)
+        shell("context", "set", "live", "--url", node.url, *files, url="")
+        named = shell("-c", "live", "status", url="")
+        assert named.status == 0, named
+        # The current one gives way to them.
+        assert str(tmp_path / "none") in shell("status", url="").errors
+        # What it does not keep, they say; and what is said at the command goes before all.
+        shell("context", "set", "bare", "--url", node.url, url="")
+        monkeypatch.setenv("RITORNELLO_TOKEN", token)
+        monkeypatch.setenv("RITORNELLO_CA_FILE", str(trusted))
+        assert shell("-c", "bare", "status", url="").status == 0
+        assert shell("-c", "live", "--timeout", "0.3", "status", url=NOWHERE).status == 5
 
 
 def test_tokens(shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

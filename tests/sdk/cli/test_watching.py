@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import time
+from string import ascii_uppercase
 
 import pytest
 
@@ -61,15 +62,29 @@ def test_who_reads_no_more_ends_it(shell: Shell, client: Client, theme: int) -> 
 
 
 def test_a_person_sees_tables_and_a_script_lines(shell: Shell, theme: int) -> None:
-    shell.good("new", theme, "--key", "order-1")
+    shell.good("new", theme, "--key", "order-1", "--data", "ship it")
     seen = shell.at_terminal("sessions", "list", theme)
     assert seen.status == 0
     assert "attempts" in seen.out
     assert "\x1b[" in seen.out
     assert "order-1" in seen.out
+    shown = shell.at_terminal("sessions", "show", f"{theme}/order-1")
+    assert "chunk" in shown.out
+    assert "\t" not in shown.out + shell.at_terminal("themes", "show", theme).out
     told = shell.good("sessions", "list", theme).out
     assert "attempts" not in told
     assert "\x1b" not in told
+
+
+def test_what_is_long_is_not_cut_short(
+    shell: Shell, theme: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = ascii_uppercase * 3
+    shell.good("new", theme, "--key", key)
+    monkeypatch.setenv("COLUMNS", "70")
+    seen = shell.at_terminal("sessions", "list", theme)
+    assert "\N{HORIZONTAL ELLIPSIS}" not in seen.out
+    assert "".join(word for word in seen.out.split() if word in key and word != "B") == key
 
 
 def test_the_live_view(shell: Shell, theme: int) -> None:
@@ -98,6 +113,10 @@ def test_the_benchmark(shell: Shell, theme: int) -> None:
     assert row[0] == "3"
     seen = shell.at_terminal(*words, "--sessions", 3)
     assert (seen.status, "ops/s" in seen.out) == (0, True)
+    # Neither on a pipe nor in a file is anything but the figures.
+    with shell.begin("--json", *words, "--sessions", 3) as process:
+        out, errors = process.communicate(timeout=LONG_S)
+        assert (process.returncode, errors, out.count("\n")) == (0, "", 1)
     assert shell.good("sessions", "list", theme).out == ""
 
 
