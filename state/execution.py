@@ -87,7 +87,9 @@ class Executor:
     # The life of a session, in the order of the transition table
 
     def new(self, operation: tuple[Any, ...]) -> Created:
-        _, theme_id, key, data, priority, repeat_ms, on_conflict, consumer_id, trace = operation
+        _, theme_id, key, data, priority, repeat_after_ms, on_conflict, consumer_id, trace = (
+            operation
+        )
         tables = self._tables
         limits = tables.limits
         if not 0 <= priority <= PRIORITY_MAX or on_conflict not in _CONFLICTS:
@@ -115,12 +117,12 @@ class Executor:
             policy = theme.policy
             if policy.max_sessions and theme.population >= policy.max_sessions:
                 _exceeded("max_sessions", theme.population + 1, policy.max_sessions)
-            if policy.max_active and repeat_ms is None:
+            if policy.max_active and repeat_after_ms is None:
                 self._check_room(theme)
         if tables.last_session_id >= COUNTER_MAX:
             _exceeded("session_id", tables.last_session_id + 1, COUNTER_MAX)
-        if repeat_ms is not None:
-            self._check_repeat_ms(repeat_ms)
+        if repeat_after_ms is not None:
+            self._check_repeat_ms(repeat_after_ms)
         elif consumer_id is not None and consumer_id not in tables.consumers:
             tables.check_consumer(consumer_id)
         if theme is None:
@@ -129,8 +131,8 @@ class Executor:
         tables.last_session_id = session_id = tables.last_session_id + 1
         chunks = [data] if data else []
         session = Session(session_id, theme, key, chunks, size_bytes, priority, now_ms, trace)
-        if repeat_ms is not None:
-            session.due_ms = now_ms + repeat_ms
+        if repeat_after_ms is not None:
+            session.due_ms = now_ms + repeat_after_ms
             session.phase = STORED
         else:
             session.phase = ACTIVE

@@ -302,11 +302,9 @@ class Call:
         if not self.principal.may_all_themes:
             await self.authorize(Scope.OPERATE, (target,))
         epoch: int | None = getattr(asked, "epoch", None)
-        operators, operator = self.front.operators, None
-        if epoch:
-            operator = operators.operate(target, epoch)
-            if asked.idempotency_key is None:
-                target = operators.named(target, epoch)
+        operator = self.front.operators.operate(target, epoch) if epoch else None
+        if operator is not None and asked.idempotency_key is None:
+            target = operator.session_id  # see `Operators.named`
         encoded = asked.encoded_on(target, self.consumer)
         if operator is None:
             return await self.submit(encoded, is_ending=asked.is_ending)

@@ -33,6 +33,7 @@ MISMATCHES_MAX = 3  # times that a session is found at another revision than it 
 # How long the cluster knows a request again that may be sent twice: as long as it may be sent, and
 # so much longer, as what a node has taken in may be done ten seconds later.
 REMEMBER_SLACK_S = 20.0
+REMEMBER_MAX_S = 7 * 86_400.0  # as the cluster has it
 
 REASON_CHARS = 256
 COUNT_MAX = 16_384

@@ -194,7 +194,9 @@ def test_heartbeats_go_on_until_all_is_done_that_one_had_said_who_has_left(node:
         step = Step(append, lambda _: None, is_verdict=False, is_ending=False, asker=consumer)
         operator.ask(step)
     consumer.leave(Cause.DISCONNECTED, "it left")
+    consumer.vanish()  # as its connection says when it is over
     node.cluster.loop.advance(LEASE_S * 0.9)
+    assert heartbeats(node) == 3
     node.gateway.commit()
     node.cluster.loop.advance(LEASE_S * 0.9)
     assert node.cluster.machine.stale(100) == []

@@ -192,6 +192,10 @@ async def test_who_prefers_the_leader_follows_it_with_all_that_is_held(tmp_path:
         await session.remove()
 
 
+async def test_a_call_may_take_as_long_as_anybody_likes(client: Client) -> None:
+    assert (await client.new(THEME, after=0, timeout=1e9)).created
+
+
 async def test_what_cannot_be_said_is_refused_and_all_else_goes_on(client: Client) -> None:
     held = await client.new(THEME)
     for wrong in ("\udcff", "a\ud800"):
