@@ -236,7 +236,8 @@ class Consumer:
                 continue
             operator = self._operators.find(session_id)
             if (session_id, epoch) in self._shown:
-                self._operators.begin(session_id, epoch, self)
+                # When it was taken nobody knows: perhaps before a verdict of its own.
+                self._operators.begin(session_id, epoch, self, is_told=False)
             elif operator is None or not operator.is_storing:
                 reason = "nobody was told that it was handed out"
                 self._operators.give_back(session_id, epoch, reason)

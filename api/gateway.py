@@ -23,6 +23,8 @@ from state.operations import Target
 from state.policy import DEFAULT_POLICY
 from state.results import Acquired
 
+REMOVED = "removed"  # the cause of the end of a session that is gone
+
 _ENDS = frozenset((EventKind.STORED, EventKind.PARKED, EventKind.REMOVED))
 
 ViewCallback = Callable[[SessionView | Failure | None], object]
@@ -189,7 +191,7 @@ class Gateway:
         """Why a session stopped being active the last time; `removed` if it is gone."""
         session = self._machine.session(session_id)
         if session is None:
-            return "removed"
+            return REMOVED
         return cause_name(session.history[-1].cause) if session.history else "requested"
 
     def held_by(self, consumer: bytes) -> list[tuple[int, int]]:

@@ -9,13 +9,15 @@ that it would succeed. A transaction waits for its turn at the operator of each 
 An operator never ends with an error. It ends when its session is no longer its own: it was
 removed, stored or parked, by itself or by anybody. A verdict (Remove, Store, Park) whose outcome
 nobody knows is tried again for as long as it takes, whether its consumer still listens or not:
-shown the same epoch, it is done once. A consumer that is gone for certain is released: all that it
-holds is stored. One that vanished without a word keeps its sessions until their leases end, so that
-it may resume them at any node; then the reaper stores them.
+shown the same epoch, it is done once. So is one that could not be sent, if its consumer is gone and
+cannot say it again. A consumer that is gone for certain is released: all that it holds is stored.
+One that vanished without a word keeps its sessions until their leases end, so that it may resume
+them at any node; then the reaper stores them.
 
 A verdict is its consumer's own only if that consumer asked for it, and has not taken the session
 anew since it was told that nobody knows what became of it. Whoever else has the session when it is
-done has lost it, and is told so.
+done has lost it, and is told so. If in the end it is refused, its consumer believes that it may
+have been done: then the session is stored, and its consumer is told that it has lost it.
 """
 
 import logging
@@ -27,13 +29,15 @@ from functools import partial
 from time import monotonic
 from typing import ClassVar, NamedTuple, Protocol
 
+from api.answers import cause_name
 from api.budget import ErrorBudget
-from api.gateway import Gateway, ended
+from api.gateway import REMOVED, Gateway, ended
 from cluster.failures import TimedOut
 from cluster.queues import Callback
 from state import Applied, Cause, Failure, Outcome, Result, encode
+from state.codec import decode
 from state.errors import LimitExceeded
-from state.operations import Release, Store, Target
+from state.operations import Idempotent, Park, Release, Remove, Store, Target, field_names
 
 BACKOFF_MIN_S = 0.1
 BACKOFF_MAX_S = 5.0
@@ -65,6 +69,8 @@ SKIPPED = Skipped()
 
 RESUMED = "resumed"  # why a consumer lost a session, of which no history tells
 
+_STORE_CAUSE = field_names(Store).index("cause") + 1  # its code comes first
+
 # What says that the session is not this operator's any more.
 _OVER = frozenset({"lease_lost", "session_not_found"})
 
@@ -86,6 +92,7 @@ class Consumer(Protocol):
 
     name: bytes  # as the cluster knows it
     asked: int  # of what it has asked operators for, how much they are not done with
+    is_gone: bool  # it says nothing any more
 
     def on_held(self, operator: "Operator") -> None:
         """It has got a session."""
@@ -160,33 +167,54 @@ class Operator:
         self._current = None
         if step.is_verdict:
             self._conclude(step)
-        step.callback(result)
-        self._operators.done(step)
-        self.go_on()
+        try:
+            step.callback(result)
+        finally:
+            self._operators.done(step)
+            self.go_on()
 
     def _failed(self, step: Step, failure: Failure) -> None:
         self._operators.budget.spend(failure)
         skipped = self._take_waiting()
-        if step.is_verdict and _must_insist(step, failure):
+        is_insisted = step.is_verdict and _must_insist(step, failure)
+        if is_insisted:
             # It stays the operator's own: tried until it is known, with nobody to tell.
             self._current = step._replace(callback=_nobody)
             self._operators.again(0, self._insist)
-            step.callback(failure)
         else:
             self._current = None
             if failure.code in _OVER:
                 self._operators.lose(self)
+        try:
             step.callback(failure)
-            self._operators.done(step)
-        self._operators.skip(skipped)
-        self.go_on()
+        finally:
+            if not is_insisted:
+                self._operators.done(step)
+            self._operators.skip(skipped)
+            self.go_on()
 
     def _conclude(self, step: Step) -> None:
         """It has ended by a verdict: its consumer's own, or somebody else's."""
-        if step.asker is self.consumer and not step.is_overtaken:
+        if self._is_own(step):
             self._operators.end(self)
         else:
             self._operators.lose(self)
+
+    def _is_own(self, step: Step) -> bool:
+        """Whether a verdict is that of whoever has the session now."""
+        return step.asker is self.consumer and not step.is_overtaken
+
+    def on_over(self) -> None:
+        """The session is not this operator's any more, and no answer of its own has said so."""
+        step = self._current
+        if step is not None and self._is_insisting and self._has_ended_by(step):
+            self._conclude(step)
+        else:
+            self._operators.lose(self)
+
+    def _has_ended_by(self, step: Step) -> bool:
+        """Whether the session has ended as a verdict in doubt says: by it, or as good as that."""
+        return self._operators.gateway.cause(self.session_id) == _end_of(step.encoded)
 
     @property
     def _is_insisting(self) -> bool:
@@ -205,13 +233,27 @@ class Operator:
                 if result.retryable or result.outcome is Outcome.UNKNOWN:
                     self._operators.again(attempt + 1, self._insist)
                     return
+            if isinstance(result, Failure) and result.code in _OVER:
+                self.on_over()
             self._current = None
-            if not isinstance(result, Failure) or result.code in _OVER:
+            if not isinstance(result, Failure):
                 self._conclude(step)
+            elif not self.has_ended and self._is_own(step):
+                self._give_up(result)
             self._operators.done(step)
             self.go_on()
 
         self._operators.gateway.submit(self._current.encoded, answered, is_ending=True)
+
+    def _give_up(self, failure: Failure) -> None:
+        """A verdict will not be done of which its consumer was told that nobody knows."""
+        consumer, is_held = self.consumer, self._operators.gateway.is_held
+        if consumer is None or consumer.is_gone:
+            return  # then it is stored all the same, or may be resumed
+        if is_held(self.session_id, self.epoch, consumer.name):
+            self._store(Cause.FAILED, f"its verdict was refused: {failure.code}")
+        else:
+            self._operators.part(self)
 
     def overtake(self) -> None:
         """Take note that a consumer has resumed the session, whatever is insisted on."""
@@ -219,7 +261,12 @@ class Operator:
             self._current = self._current._replace(is_overtaken=True)
 
     def _late(self, step: Step) -> None:
-        """Do not do what still waits behind what is insisted on, nor what was said after it."""
+        """Do not do what still waits behind what is insisted on, nor what was said after it.
+
+        Who is gone waits for no answer: what it has said keeps its turn.
+        """
+        if _is_unheard(step):
+            return
         waiting = self._waiting or ()
         if self._is_insisting and any(one is step for one in waiting):
             late = TimedOut(was_sent=False, waited_ms=self._operators.gateway.timeout_ms)
@@ -270,10 +317,14 @@ class Operator:
 
     def store(self, cause: Cause, reason: str) -> None:
         """Let the session come back as its theme says: nobody directs this operator any more."""
-        store = Store(self.session_id, self.epoch, cause=cause, reason=reason)
         consumer, self.consumer = self.consumer, None
         if consumer is not None:
             consumer.on_ended(self)
+        self._store(cause, reason)
+
+    def _store(self, cause: Cause, reason: str) -> None:
+        """If the operator has a consumer, that one loses it."""
+        store = Store(self.session_id, self.epoch, cause=cause, reason=reason)
         skipped = self._take_waiting()
         self.ask(Step(encode(store), _nobody, is_verdict=True, is_ending=True))
         self._operators.skip(skipped)
@@ -367,8 +418,10 @@ class _Together:
         """Answer whoever asked for it, once."""
         if not self.is_over:
             self.is_over = True
-            self._callback(result)
-            self._operators.done(self)
+            try:
+                self._callback(result)
+            finally:
+                self._operators.done(self)
 
     def _answered(self, result: Result) -> None:
         operators, at = self._operators, list(self.at)
@@ -410,6 +463,7 @@ class Operators:
         self.budget = budget
         self._jitter = jitter or random.Random()  # noqa: S311 - spreads, and keeps no secret
         self._by_session: dict[int, Operator] = {}
+        self._is_hurried = False
         self.releasing = 0  # consumers that are gone, and of which something is not stored yet
         self._leaving: dict[Consumer, Release] = {}  # those of them that had asked for something
         self.lost = 0  # sessions that a consumer lost, since the start
@@ -426,15 +480,22 @@ class Operators:
         """The operator of a session that is worked on through this node."""
         return self._by_session.get(session_id)
 
-    def begin(self, session_id: int, epoch: int, consumer: Consumer | None) -> Operator:
-        """Operate a session that has become active, or was resumed."""
+    def begin(
+        self, session_id: int, epoch: int, consumer: Consumer | None, *, is_told: bool = True
+    ) -> Operator:
+        """Operate a session that has become active, or was resumed.
+
+        `is_told` says that the consumer is told so now, and not of a verdict on its way.
+        """
         before = self._by_session.get(session_id)
         if before is not None:
             if before.epoch > epoch:
                 return before
             if before.epoch == epoch:
+                if is_told and consumer is not None:
+                    before.overtake()
                 return self._hand_over(before, consumer)
-            self.lose(before)
+            before.on_over()
         operator = self._by_session[session_id] = Operator(self, session_id, epoch, consumer)
         if consumer is not None:
             consumer.on_held(operator)
@@ -443,8 +504,6 @@ class Operators:
     def _hand_over(self, operator: Operator, consumer: Consumer | None) -> Operator:
         """Give an operator another consumer, which has resumed its session."""
         before = operator.consumer
-        if consumer is not None:
-            operator.overtake()
         if consumer is not None and before is not consumer:
             operator.consumer = consumer
             if before is not None:
@@ -603,13 +662,14 @@ class Operators:
             return
         self.releasing += 1
         release = Release(consumer.name, RELEASE_PAGE, int(cause), reason)
-        if consumer.asked:
+        if consumer.asked and not self._is_hurried:
             self._leaving[consumer] = release
         else:
             self._release(0, release)
 
     def hurry(self) -> None:
-        """Wait no longer for what consumers have asked for that are gone."""
+        """From now on, do not wait for what consumers have asked for that are gone."""
+        self._is_hurried = True
         leaving, self._leaving = self._leaving, {}
         for release in leaving.values():
             self._release(0, release)
@@ -648,7 +708,7 @@ class Operators:
         for session_id in ended(applied):
             operator = by_session.get(session_id)
             if operator is not None and self.gateway.epoch(session_id) != operator.epoch:
-                self.lose(operator)
+                operator.on_over()
 
     def on_leader(self, leader: str | None) -> None:
         """Nothing changes for operators: their operations go to the new one."""
@@ -656,14 +716,29 @@ class Operators:
     def on_installed(self) -> None:
         for operator in list(self._by_session.values()):
             if self.gateway.epoch(operator.session_id) != operator.epoch:
-                self.lose(operator)
+                operator.on_over()
 
 
 def _must_insist(step: Step, failure: Failure) -> bool:
     """Whether a verdict is tried again without being asked: its consumer cannot say."""
     if failure.outcome is Outcome.UNKNOWN:
         return True
-    return failure.retryable and step.callback is _nobody
+    return failure.retryable and _is_unheard(step)
+
+
+def _is_unheard(step: Step) -> bool:
+    """Whether nobody listens who could say it again."""
+    return step.callback is _nobody or (step.asker is not None and step.asker.is_gone)
+
+
+def _end_of(verdict: bytes) -> str:
+    """How a session ends by an encoded verdict, as `Gateway.cause` says it."""
+    values = decode(verdict)
+    if values[0] == Idempotent.code:
+        values = values[-1]
+    if values[0] == Remove.code:
+        return REMOVED
+    return cause_name(Cause.PARKED if values[0] == Park.code else values[_STORE_CAUSE])
 
 
 def _nobody(_: Result) -> None:

@@ -146,7 +146,8 @@ class Replica:
         self._apply_is_due = False
         self._is_admitting = True
         self._is_transferring = False
-        self._refused_transfers = 0  # of those that this node had asked another one for
+        self._transfers = 0  # that this node has asked another one for
+        self._awaited: set[int] = set()  # those of them that may lead to something
         self._transfer_index, self._transfer_s = 0, 0.0  # where who is to lead is, and since when
         self._leads_since_term = 0  # the term whose clock this node runs; 0: it does not
         self._ready_term = 0  # the last one in which this node was ready
@@ -265,29 +266,31 @@ class Replica:
         if leader is None or leader == to:
             then(leader is not None)
             return
-        if not member.send(leader, Handover(member.term, to, round(timeout_s * 1000))):
+        self._transfers = number = self._transfers + 1
+        if not member.send(leader, Handover(member.term, number, to, round(timeout_s * 1000))):
             then(False)  # noqa: FBT003 - the answer
             return
+        self._awaited.add(number)
         deadline_s = self._host.time() + timeout_s
-        self._await_leader(leader, self._refused_transfers, deadline_s, then, to)
+        self._await_leader(leader, number, deadline_s, then, to)
 
     def _await_leader(
-        self, before: str, refused: int, deadline_s: float, then: Callable[[bool], object], to: str
+        self, before: str, number: int, deadline_s: float, then: Callable[[bool], object], to: str
     ) -> None:
         leader = self.member.leader
-        if leader not in {None, before}:
-            then(to in {"", leader})
-        elif self._stopped or self._refused_transfers != refused or self._host.time() >= deadline_s:
-            then(False)  # noqa: FBT003 - the answer
-        else:
+        is_over = self._stopped or number not in self._awaited or self._host.time() >= deadline_s
+        if leader in {None, before} and not is_over:
             self._host.call_later(
-                _TRANSFER_POLL_S, self._await_leader, before, refused, deadline_s, then, to
+                _TRANSFER_POLL_S, self._await_leader, before, number, deadline_s, then, to
             )
+            return
+        self._awaited.discard(number)
+        then(leader not in {None, before} and to in {"", leader})
 
     def _asked_for_transfer(self, peer: str, asked: Handover) -> None:
         def went(is_done: bool) -> None:  # noqa: FBT001 - an answer
             if not is_done:
-                self.member.send(peer, HandoverRefused(self.member.term))
+                self.member.send(peer, HandoverRefused(self.member.term, asked.number))
 
         if not self.member.is_leader or asked.term != self.member.term:
             went(False)  # noqa: FBT003 - the answer
@@ -457,7 +460,7 @@ class Replica:
             case Handover():
                 self._asked_for_transfer(peer, message)
             case HandoverRefused():
-                self._refused_transfers += 1
+                self._awaited.discard(message.number)
             case _:
                 raise MalformedMessageError(f"{type(message).__name__} is not handled")
 

@@ -386,7 +386,7 @@ class Service:
             self.is_checking = False
             if refused is not None:
                 self._refuse(seq, refused.problem)
-            else:
+            elif not self._consumer.is_gone:  # else it would come after its sessions are stored
                 try:
                     go_on()
                 except Exception as error:  # noqa: BLE001 - see `_failed`

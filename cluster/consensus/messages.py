@@ -171,9 +171,13 @@ class Installed(NamedTuple):
 
 
 class Handover(NamedTuple):
-    """Whoever leads is asked to hand over within `timeout_ms`: to a member, or `to` is empty."""
+    """Whoever leads is asked to hand over within `timeout_ms`: to a member, or `to` is empty.
+
+    Each that a node sends has another number.
+    """
 
     term: int
+    number: int
     to: str
     timeout_ms: int
 
@@ -182,6 +186,7 @@ class HandoverRefused(NamedTuple):
     """A Handover leads to nothing: nobody can take it, or whoever was asked leads no more."""
 
     term: int
+    number: int
 
 
 Message = (

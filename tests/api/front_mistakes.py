@@ -28,6 +28,10 @@ def _own(operator: Any, _: object) -> None:
     operator._operators.end(operator)
 
 
+def _lost(operator: Any) -> None:
+    operator._operators.lose(operator)
+
+
 def _at_once(operators: Any, consumer: Consumer, cause: Cause, reason: str) -> None:
     operators.releasing += 1
     operators._release(0, op.Release(consumer.name, 100, int(cause), reason))
@@ -52,6 +56,12 @@ MISTAKES: dict[str, tuple[type, str, Callable[..., Any]]] = {
     "what waits is done though what was before it has failed": (Operator, "_take_waiting", _none),
     "any verdict counts as that of who holds the session": (Operator, "_conclude", _own),
     "a verdict counts as that of who has resumed since then": (Operator, "overtake", _nothing),
+    "a verdict in doubt that is done is told as a loss": (Operator, "on_over", _lost),
+    "a verdict in doubt that is refused leaves a session to nobody": (
+        Operator,
+        "_give_up",
+        _nothing,
+    ),
     "nothing is tried again": (Operators, "again", _nothing),
     "who holds a session is not told that it is lost": (Operators, "lose", Operators.end),
     "who resumes a session does not get it": (Operators, "_hand_over", _same),

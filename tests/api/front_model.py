@@ -227,10 +227,13 @@ class Said:
     ends: tuple[Session, ...]  # those that it ends
     is_unique: bool  # nothing else has the same bytes
     is_remembered: bool  # done once, it answers the same again
-    is_insisted: bool  # an operator's verdict, which no revision may stop
+    is_insisted: bool  # an operator's verdict, which is tried again while it is open
+    has_revision: bool  # it may be refused for that
+    cause: str  # of the end that a verdict is, as it is told
     result: Any = None
     is_answered: bool = False
     is_skipped: bool = False  # it has to be: something before it has failed
+    is_open: bool = False  # it may still be done, though it is answered
     applied: int = 0
 
     def __str__(self) -> str:
@@ -294,7 +297,7 @@ class Connection:
         must(self.is_open, "a connection that is gone was told of a loss", session_id)
         is_held = self.node.gateway.is_held(session_id, epoch, self.name)
         must(not is_held, "a session was said to be lost that is not:", session_id, cause)
-        is_own = (self, session_id, epoch) in self.world.ended
+        is_own = self.world.has_ended(self, session_id, epoch)
         must(not is_own, "a session was said to be lost that its consumer ended:", session_id)
         if self.believes.get(session_id) == epoch:
             del self.believes[session_id]
@@ -483,6 +486,18 @@ class World:
         believers = [one.believes for one in self.open]
         return any(one.get(session_id) == epoch for one in (self.memory, self.callers, *believers))
 
+    def has_ended(self, one: Connection, session_id: int, epoch: int) -> bool:
+        """Whether a session ended by the verdict of one who has not resumed it since."""
+        if (one, session_id, epoch) in self.ended:
+            return True
+        # If its node has missed a part, somebody else's end of it is the one that is told.
+        cause = one.node.gateway.cause(session_id)
+        return one.believes.get(session_id) != epoch and any(
+            said.asker is one and said.is_insisted and said.applied and said.cause == cause
+            for said in self._said
+            if (session_id, epoch) in said.ends
+        )
+
     def _ended(self, said: Said, *, is_certain: bool) -> None:
         """Take note of a verdict that was heard of, or may have been done.
 
@@ -495,7 +510,7 @@ class World:
                     del known[session_id]
             if one is not None and one.believes.get(session_id) == epoch:
                 del one.believes[session_id]
-                if not is_certain:
+                if not is_certain and not said.is_insisted:
                     one.maybe.add(session_id)
 
     # What is said of sessions
@@ -541,7 +556,9 @@ class World:
             is_remembered=idempotency_key is not None,
             is_unique=idempotency_key is not None
             or any(not isinstance(one, (op.Remove, op.Touch)) for one in operations),
-            is_insisted=bool(is_plain and verdicts and verdicts[0].operation.if_revision is None),
+            is_insisted=bool(is_plain and verdicts),
+            has_revision=any(one.operation.if_revision is not None for one in verdicts),
+            cause=_cause(verdicts[0].operation) if verdicts else "",
         )
         self.tell((node.name, said.number, asked, "by operators" if said.operators else "alone"))
         self._said.append(said)
@@ -587,6 +604,10 @@ class World:
             must(said.is_skipped or is_left, "skipped, though nothing before it has failed:", said)
         else:
             must(not said.is_skipped, "answered though what was before it had failed:", said)
+        is_heard = said.asker is None or said.asker.is_open
+        said.is_open = result.outcome is Outcome.UNKNOWN or (
+            said.is_insisted and result.retryable and result is not SKIPPED and not is_heard
+        )
         if result.outcome is Outcome.NOT_APPLIED:
             must(not said.applied, "done, and said not to be:", said, result)
         elif said.ends:
@@ -614,11 +635,24 @@ class World:
                 session_id, epoch = decoded_store(encoded)
                 self.seen["given back"] += 1
                 is_known = self.is_known(session_id, epoch)
-                must(not is_known, "stored though somebody knows of it:", session_id, epoch)
+                is_refused = self._may_be_refused(owner, session_id, epoch)
+                is_due = is_refused or not is_known
+                must(is_due, "stored though somebody knows of it:", session_id, epoch)
             case op.Append.code | op.Replace.code | op.Remove.code | op.Park.code | op.Txn.code:
                 broken("done though nobody has asked:", encoded)
             case _:
                 pass
+
+    def _may_be_refused(self, gateway: ModelGateway, session_id: int, epoch: int) -> bool:
+        """Whether a verdict may have been refused of which it was said that nobody knows.
+
+        What ends its session then is a verdict in doubt, too: who resumes it may lose it by that.
+        """
+        return any(
+            said.node.gateway is gateway and said.has_revision and said.is_open and not said.applied
+            for said in self._said
+            if said.is_insisted and (session_id, epoch) in said.ends
+        )
 
     def _released(self, name: bytes) -> None:
         must(name in self.left, "a consumer was released that has not left:", name)
@@ -627,9 +661,7 @@ class World:
                 continue
             is_heard = said.is_answered or not said.operators
             must(is_heard, "released before all was done that it had said:", name, said)
-            result = said.result
-            is_open = isinstance(result, Failure) and result.outcome is Outcome.UNKNOWN
-            if said.is_insisted and is_open:
+            if said.is_insisted and said.is_open and not said.has_revision:
                 is_waited_for = said.operators[0].has_ended or not said.operators[0].is_storing
                 must(is_waited_for, "released before its verdict was done:", name, said)
 
@@ -637,9 +669,7 @@ class World:
         possible = [
             one
             for one in candidates
-            if not one.is_skipped
-            and not one.applied
-            and not (one.is_answered and one.result.outcome is Outcome.NOT_APPLIED)
+            if not one.is_skipped and not one.applied and (one.is_open or not one.is_answered)
         ]
         if not possible:
             is_remembered = candidates[0].is_remembered and candidates[0].applied
@@ -773,11 +803,11 @@ class World:
                 held = {session_id for session_id, _ in self.cluster.machine.held_by(one.name)}
                 must(held <= one.heard_of, "kept for who has vanished and was never told:", held)
         for said in self._said:
-            if said.is_insisted and isinstance(said.result, Failure):
+            if said.is_insisted and said.is_open:
                 ((session_id, epoch),) = said.ends
-                is_open = said.result.outcome is Outcome.UNKNOWN
                 is_done = self.cluster.epoch(session_id) != epoch
-                must(is_done or not is_open, "a verdict was forgotten:", said)
+                # What may be refused is looked at in `_check_held`.
+                must(is_done or said.has_revision, "a verdict was forgotten:", said)
         for node in self.nodes:
             must(not node.operators.releasing, "a release does not end at", node.name)
             for operator in node.operators:
@@ -812,6 +842,16 @@ class World:
         for node in self.nodes:
             must(not len(node.waiters), "a waiter is left at", node.name)
         must(self.loop.count == len(self.open), "timers are left:", self.loop.count)
+
+
+def _cause(verdict: op.Remove | op.Store | op.Park) -> str:
+    match verdict:
+        case op.Remove():
+            return "removed"
+        case op.Park():
+            return "parked"
+        case op.Store():
+            return Cause(verdict.cause).name.lower()
 
 
 def decoded_release(encoded: bytes) -> bytes:

@@ -1,5 +1,6 @@
 """Signs of life, and what becomes of what a consumer holds; time is in the test's hand."""
 
+from random import Random
 from typing import Any
 
 import pytest
@@ -45,7 +46,9 @@ class Node:
     def __init__(self, cluster: FakeCluster, name: str) -> None:
         self.cluster = cluster
         self.gateway: FakeGateway = cluster.node(name)
-        self.operators = Operators(self.gateway, cluster.loop.call_later, budget=patient_budget())
+        self.operators = Operators(
+            self.gateway, cluster.loop.call_later, budget=patient_budget(), jitter=Random(0)
+        )
         self.consumers = Consumers(self.gateway, self.operators, cluster.loop, idle_period_s=IDLE_S)
 
     def connect(self) -> tuple[Consumer, Connection]:
@@ -295,6 +298,32 @@ def test_what_the_consumer_has_shown_the_epoch_of_is_its_own_and_not_stored(node
     assert consumer.held == {ids[0]}
     assert [node.session(one).phase for one in ids] == [Phase.ACTIVE, Phase.READY]
     assert connection.lost == []
+
+
+def test_what_is_found_to_be_its_own_was_not_taken_after_its_own_verdict(node: Node) -> None:
+    consumer, connection = node.connect()
+    session_id = node.new(node.connect()[0])
+
+    def doubts(failure: Any) -> None:
+        consumer.doubts(failure, [(session_id, 1)])
+
+    node.gateway.submit(encode(op.Touch(session_id, 1, consumer.name)), doubts)
+    node.gateway.expire()
+    node.cluster.loop.advance(IDLE_S - 0.01)
+    operator = node.operators.operate(session_id, 1)
+    assert operator is not None
+    store = encode(op.Store(session_id, 1))
+    operator.ask(Step(store, lambda _: None, is_verdict=True, is_ending=True, asker=consumer))
+    node.gateway.expire()
+    node.gateway.sent.pop()  # the verdict never arrives
+    node.cluster.loop.advance(0.01)
+    node.gateway.commit()  # a heartbeat; the verdict is not tried again yet
+    node.cluster.loop.advance(0)
+    assert consumer.held == {session_id}
+    node.cluster.loop.advance(0.2)
+    node.gateway.commit_all()
+    assert node.session(session_id).phase is Phase.STORED
+    assert (consumer.held, connection.lost) == (set(), [])
 
 
 def test_what_it_has_shown_is_known_to_each_heartbeat_that_leaves_after_the_doubt(

@@ -30,6 +30,7 @@ class Consumer:
     def __init__(self, name: bytes = b"worker") -> None:
         self.name = name
         self.asked = 0
+        self.is_gone = False
         self.held: set[int] = set()
         self.ended: list[int] = []
         self.lost: list[tuple[int, str]] = []
@@ -326,6 +327,64 @@ def test_who_resumes_though_its_own_verdict_is_in_doubt_is_told_when_that_is_don
     assert (at.consumer.ended, at.consumer.lost) == ([], [(at.id, "requested")])
 
 
+@pytest.mark.parametrize("is_lost", [False, True])
+@pytest.mark.parametrize(
+    "verdict",
+    [
+        op.Remove(1, 1),
+        op.Store(1, 1),
+        op.Store(1, 1, cause=Cause.FAILED),
+        op.Park(1, 1),
+        op.Idempotent(b"key", 10**6, op.Store(1, 1, cause=Cause.FAILED)),
+    ],
+)
+def test_a_verdict_in_doubt_is_its_consumers_own_whichever_try_of_it_is_done(
+    at: Setting, verdict: Operation, *, is_lost: bool
+) -> None:
+    answers = Answers()
+    step = Step(encode(verdict), answers, is_verdict=True, is_ending=True, asker=at.consumer)
+    at.operator.ask(step)
+    at.node.expire()
+    if is_lost:
+        at.node.sent.clear()
+        at.cluster.loop.advance(0.2)
+    at.node.commit_all()
+    assert answers == [TimedOut(was_sent=True, waited_ms=10)]
+    assert (at.consumer.ended, at.consumer.lost) == ([at.id], [])
+    at.cluster.loop.advance(0.2)
+    at.node.commit_all()
+    assert (at.consumer.asked, len(at.operators)) == (0, 0)
+
+
+def test_a_verdict_in_doubt_that_is_refused_in_the_end_lets_the_session_come_back(
+    at: Setting,
+) -> None:
+    answers = at.ask(op.Remove(at.id, 1, if_revision=9))
+    at.node.expire()
+    at.node.sent.clear()
+    at.cluster.loop.advance(0.2)
+    at.node.commit_all()
+    assert answers == [TimedOut(was_sent=True, waited_ms=10)]
+    assert at.phase() is Phase.STORED
+    assert (at.consumer.ended, at.consumer.lost) == ([], [(at.id, "failed")])
+    assert (at.consumer.asked, len(at.operators)) == (0, 0)
+    assert at.session().history[-1].reason == "its verdict was refused: revision_mismatch"
+
+
+def test_a_verdict_that_is_refused_in_the_end_leaves_the_session_to_who_has_resumed_it(
+    at: Setting,
+) -> None:
+    at.ask(op.Remove(at.id, 1, if_revision=9))
+    at.node.expire()
+    at.node.sent.clear()
+    other = Consumer(b"other")
+    at.operators.begin(at.id, 1, other)
+    at.cluster.loop.advance(0.2)
+    at.node.commit_all()
+    assert at.phase() is Phase.ACTIVE
+    assert (other.held, other.lost) == ({at.id}, [])
+
+
 def test_what_is_said_behind_a_verdict_that_is_insisted_on_ends_in_time(at: Setting) -> None:
     at.ask(op.Store(at.id, 1))
     at.node.expire()
@@ -580,15 +639,77 @@ def test_a_verdict_that_is_insisted_on_is_done_before_its_consumer_is_released(
     assert at.operators.releasing == 0
 
 
-def test_in_a_hurry_nothing_is_waited_for_before_a_release(at: Setting) -> None:
+@pytest.mark.parametrize("failure", [TimedOut(was_sent=False, waited_ms=9), Overloaded(100)])
+def test_a_verdict_that_could_not_be_sent_is_tried_again_for_who_has_left(
+    at: Setting, failure: Failure
+) -> None:
+    answers = at.ask(op.Remove(at.id, 1))
+    at.consumer.is_gone = True
+    at.operators.release(at.consumer, Cause.DISCONNECTED, "gone")
+    (waiting,) = at.node.queue
+    at.node.queue.clear()
+    waiting.callback(failure)
+    assert answers == [failure]
+    at.cluster.loop.advance(0.2)
+    at.node.commit_all()
+    assert at.cluster.machine.session(at.id) is None
+    assert at.operators.releasing == 0
+
+
+def test_a_verdict_keeps_its_turn_behind_another_that_is_insisted_on_for_who_has_left(
+    at: Setting,
+) -> None:
+    at.ask(op.Store(at.id, 1))
+    at.node.expire()
+    at.node.refusal = Overloaded(100)
+    answers = at.ask(op.Remove(at.id, 1))
+    at.consumer.is_gone = True
+    at.operators.release(at.consumer, Cause.DISCONNECTED, "gone")
+    at.cluster.loop.advance(at.node.timeout_ms / 1000 + 1)
+    assert answers == []
+    at.node.refusal = None
+    at.node.sent.clear()
+    at.cluster.loop.advance(BACKOFF_MAX_S)
+    at.node.commit_all()
+    assert answers == [LeaseLost(at.id, 1, 1)]
+    assert (at.phase(), at.operators.releasing) == (Phase.STORED, 0)
+
+
+@pytest.mark.parametrize("is_hurried_before", [False, True])
+def test_in_a_hurry_nothing_is_waited_for_before_a_release(
+    at: Setting, *, is_hurried_before: bool
+) -> None:
     at.ask(op.Remove(at.id, 1))
     at.node.expire()
     at.node.sent.clear()
+    if is_hurried_before:
+        at.operators.hurry()
     at.operators.release(at.consumer, Cause.SHUTDOWN, "gone")
-    at.operators.hurry()
+    if not is_hurried_before:
+        at.operators.hurry()
     at.node.commit_all()
     assert at.phase() is Phase.READY
     assert at.operators.releasing == 0
+    # What it had asked for ends later, and that releases nobody once more.
+    at.cluster.loop.advance(BACKOFF_MAX_S)
+    at.node.commit_all()
+    assert at.consumer.asked == 0
+    assert at.operators.releasing == 0
+    assert not at.node.queue
+
+
+def test_a_callback_that_fails_leaves_nothing_waiting(at: Setting) -> None:
+    def fail(_: object) -> None:
+        raise ZeroDivisionError
+
+    append = encode(op.Append(at.id, 1, b"1"))
+    at.operator.ask(Step(append, fail, is_verdict=False, is_ending=False, asker=at.consumer))
+    behind = at.append(b"2")
+    with pytest.raises(ZeroDivisionError):
+        at.node.commit()
+    at.node.commit_all()
+    assert behind == [3]
+    assert at.consumer.asked == 0
 
 
 def test_transactions_over_the_same_sessions_never_wait_for_each_other(at: Setting) -> None:

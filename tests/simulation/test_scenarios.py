@@ -3,6 +3,7 @@
 import errno
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -388,6 +389,28 @@ def test_who_asks_the_leader_to_hand_over_to_a_member_that_is_down_hears_no_at_o
         cluster.run(1.5)
         assert went == [False, True]
         assert leader_of(cluster) is asker
+
+    play(script)
+
+
+def test_a_refused_transfer_is_no_answer_to_another_one() -> None:
+    """Two at the same follower: the second is refused, as the first is going on."""
+
+    def script(cluster: Cluster) -> None:
+        asker, slow = (one for one in cluster.nodes.values() if one is not leader_of(cluster))
+        assert asker.replica is not None
+        assert asker.host is not None
+        slow.hang(1)
+        cluster.run(0.2)
+        went: list[tuple[str, bool]] = []
+        for name in (slow.name, asker.name):
+            told = partial(lambda name, is_done: went.append((name, is_done)), name)
+            asker.host.run(asker.replica.transfer, 10.0, told, name)
+        cluster.run(0.1)
+        assert went == [(asker.name, False)]
+        cluster.run(3)
+        assert went == [(asker.name, False), (slow.name, True)]
+        assert leader_of(cluster) is slow
 
     play(script)
 
