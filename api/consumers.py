@@ -31,6 +31,7 @@ BEATS_PER_LEASE = 4
 PERIOD_MIN_S = 0.025
 SILENT_PERIODS = BEATS_PER_LEASE + 1
 SHOWN_MAX = 16_384
+SPARE_S = 10.0  # what may be asked for again is not given back
 
 
 class Sign(Enum):
@@ -91,6 +92,7 @@ class Consumer:
         # Of that, what it has shown the epoch of: ids and epochs, and in which doubt that was.
         self._shown: dict[tuple[int, int], int] = {}
         self._doubts = 0
+        self._spares_until_s = 0.0  # see SPARE_S
         self._timer = loop.call_later(self._period_s, self._beat)
 
     # For its connection
@@ -99,13 +101,22 @@ class Consumer:
         """Take note that an operation is on its way that may give it a session."""
         self._may_hold = True
 
-    def doubts(self, failure: Failure, shown: Iterable[tuple[int, int]] = ()) -> None:
+    def doubts(
+        self,
+        failure: Failure,
+        shown: Iterable[tuple[int, int]] = (),
+        *,
+        comes_back: bool = False,
+    ) -> None:
         """Take note that such an operation was not answered, and may have been done.
 
         `shown` are the sessions, with their epochs, that would be its own then, and which it knows.
+        `comes_back` says that it has a key, and so may be asked for again in a while.
         """
         if failure.outcome is Outcome.UNKNOWN:
             self._is_unsure = True
+            if comes_back:
+                self._spares_until_s = self._loop.time() + SPARE_S
             self._doubts += 1
             if len(self._shown) < SHOWN_MAX:  # those beyond would come back as if it had vanished
                 self._shown |= dict.fromkeys(shown, self._doubts)
@@ -238,6 +249,8 @@ class Consumer:
             if (session_id, epoch) in self._shown:
                 # When it was taken nobody knows: perhaps before a verdict of its own.
                 self._operators.begin(session_id, epoch, self, is_told=False)
+            elif self._loop.time() < self._spares_until_s:
+                self._is_unsure = True  # look again later
             elif operator is None or not operator.is_storing:
                 reason = "nobody was told that it was handed out"
                 self._operators.give_back(session_id, epoch, reason)

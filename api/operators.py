@@ -69,7 +69,9 @@ SKIPPED = Skipped()
 
 RESUMED = "resumed"  # why a consumer lost a session, of which no history tells
 
-_STORE_CAUSE = field_names(Store).index("cause") + 1  # its code comes first
+# Places in decoded operations, whose codes come first.
+_STORE_CAUSE = field_names(Store).index("cause") + 1
+_INSIDE = field_names(Idempotent).index("operation") + 1
 
 # What says that the session is not this operator's any more.
 _OVER = frozenset({"lease_lost", "session_not_found"})
@@ -735,7 +737,7 @@ def _end_of(verdict: bytes) -> str:
     """How a session ends by an encoded verdict, as `Gateway.cause` says it."""
     values = decode(verdict)
     if values[0] == Idempotent.code:
-        values = values[-1]
+        values = values[_INSIDE]
     if values[0] == Remove.code:
         return REMOVED
     return cause_name(Cause.PARKED if values[0] == Park.code else values[_STORE_CAUSE])

@@ -23,8 +23,9 @@ from api.identifiers import (
     session_text,
 )
 from api.problems import bad_request
-from state import Cause, OnConflict, Operation, encode, encode_fields
+from state import Cause, OnConflict, Operation, encode_fields
 from state import operations as op
+from state.codec import plain
 from state.limits import DAY_MS, PRIORITY_DEFAULT, PRIORITY_MAX, THEME_MAX
 from state.operations import Target
 
@@ -109,14 +110,16 @@ class Request(
     def _encoded(self, fields: Fields) -> bytes:
         if self.idempotency_key is None:
             return encode_fields(self.becomes, fields)
-        return encode(self._once(self.becomes(*fields)))
-
-    def _once(self, operation: Operation) -> Operation:
-        """An operation that is done once for all times that it is asked for with its key."""
-        if self.idempotency_key is None:
-            return operation
+        # Done once for all times that it is asked for with its key.
         remember_ms = max(_ms(self.remember_for) or 0, 1)
-        return op.Idempotent(key_of(self.idempotency_key), remember_ms, operation)
+        key, until_used = key_of(self.idempotency_key), int(self.is_until_used)
+        inner = (self.becomes.code, *fields)
+        return encode_fields(op.Idempotent, (key, remember_ms, inner, until_used))
+
+    @property
+    def is_until_used(self) -> bool:
+        """Whether its key is forgotten when what it gives is used."""
+        return False
 
 
 class Targeted(Request, kw_only=True):
@@ -160,10 +163,17 @@ class New(Request, tag="new", kw_only=True):
     priority: Priority = PRIORITY_DEFAULT
     repeat_after: Seconds | None = None
     on_conflict: ConflictName = "reject"
+    until_used: bool = False  # it has not been sent before: see `state.operations.Idempotent`
     traceparent: TraceParent | None = None  # W3C Trace Context; the session keeps it
     tracestate: TraceState | None = None
 
+    @property
+    def is_until_used(self) -> bool:
+        return self.until_used
+
     def fields(self, consumer: bytes | None) -> Fields:
+        if self.until_used and self.idempotency_key is None:
+            raise bad_request("until_used goes with an idempotency_key")
         return (
             self.theme,
             None if self.key is None else key_of(self.key),
@@ -341,7 +351,7 @@ class Txn(Request, tag="txn", kw_only=True):
         return (tuple(one.operation(consumer) for one in self.operations),)
 
     def _encoded(self, fields: Fields) -> bytes:
-        return encode(self._once(self.becomes(*fields)))  # others are in it
+        return super()._encoded((tuple(map(plain, fields[0])),))  # others are in it
 
 
 class Get(Targeted, tag="get", kw_only=True):

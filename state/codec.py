@@ -80,7 +80,8 @@ def _readers() -> dict[type[Operation], Callable[[Operation], tuple[Any, ...]]]:
 
 
 _read_fields = _readers()
-_TRACE_PLACE = len(field_names(New))  # the last of its fields; its code comes first
+# The last two fields of a New tell who asks; its code comes first.
+_ASKER_PLACE = field_names(New).index("consumer") + 1
 _NESTING = frozenset((Txn, Idempotent))  # with operations inside; all others are plain values
 
 
@@ -215,31 +216,37 @@ def encode_values(values: Iterable[Any]) -> bytes:
 def fingerprint(value: Any) -> bytes:  # noqa: ANN401 - any decoded operation
     """16 bytes that tell two decoded operations apart (BLAKE2b, RFC 7693).
 
-    Not by their traces: whoever asks once more may do so under another one.
+    Not by whose a new session is to be, nor by its trace: who asks once more may have another name.
 
     Raises `Refused` with Malformed for a value nested deeper than any operation is: how deep
     msgpack writes differs between its versions.
     """
     if _is_deeper(value, _DEPTH_MAX):
         raise Refused(Malformed("nested too deeply"))
-    return hashlib.blake2b(_pack(_without_trace(value)), digest_size=16).digest()
+    return hashlib.blake2b(_pack(_what_is_asked(value)), digest_size=16).digest()
 
 
-def _without_trace(value: Any) -> Any:  # noqa: ANN401
+def _what_is_asked(value: Any) -> Any:  # noqa: ANN401
+    """A decoded operation without who asks."""
     if not isinstance(value, tuple) or not value:
         return value
     if value[0] == New.code:
-        return value[:_TRACE_PLACE] + value[_TRACE_PLACE + 1 :]
+        return value[:_ASKER_PLACE]
     if value[0] == Txn.code:
-        return tuple([_without_traces(one) for one in value])
+        return tuple([_all_that_is_asked(one) for one in value])
     return value
 
 
-def _without_traces(values: Any) -> Any:  # noqa: ANN401
-    return tuple(map(_without_trace, values)) if isinstance(values, tuple) else values
+def _all_that_is_asked(values: Any) -> Any:  # noqa: ANN401
+    return tuple(map(_what_is_asked, values)) if isinstance(values, tuple) else values
 
 
 def _is_deeper(value: Any, depth: int) -> bool:  # noqa: ANN401
-    if not isinstance(value, tuple):
+    if type(value) is not tuple:
         return False
-    return depth == 0 or any(_is_deeper(one, depth - 1) for one in value)
+    if depth == 0:
+        return True
+    for one in value:  # noqa: SIM110 - a generator costs more than all of it
+        if type(one) is tuple and _is_deeper(one, depth - 1):
+            return True
+    return False

@@ -36,7 +36,7 @@ from state.limits import (
     TRACE_BYTES_MAX,
 )
 from state.operations import Cause, OnConflict
-from state.records import ID_MASK, Consumer, HistoryEntry, Session, Theme
+from state.records import FIRST_EPOCH, ID_MASK, Consumer, HistoryEntry, Session, Theme
 from state.results import Acquired, Created, Stored
 from state.tables import Tables
 from state.transitions import (
@@ -136,7 +136,7 @@ class Executor:
             session.phase = STORED
         else:
             session.phase = ACTIVE
-            session.epoch = 1
+            session.epoch = FIRST_EPOCH
             session.attempts = 1
             if consumer_id is not None:
                 session.consumer = tables.open_consumer(consumer_id)
@@ -234,6 +234,8 @@ class Executor:
         if data:
             self._check_growth(session, len(data))
         self._change(session)
+        if epoch is not None and self._tables.unused:
+            self._tables.use(session)
         if data:
             self._tables.add_chunk(session, data)
         revision = session.revision
@@ -254,6 +256,8 @@ class Executor:
         if growth_bytes > 0 and tables.size_bytes + growth_bytes > limits.state_bytes:
             _exceeded("state_bytes", tables.size_bytes + growth_bytes, limits.state_bytes)
         self._change(session)
+        if epoch is not None and tables.unused:
+            tables.use(session)
         self._ledger.rewritten(session)
         session.chunks = [data] if data else []
         tables.resize(session, growth_bytes)
@@ -286,6 +290,8 @@ class Executor:
         session = self._claim(target, epoch, _STORE, if_revision)
         if session.phase is ACTIVE:
             self._renew(session)
+            if epoch is not None and cause != Cause.SHUTDOWN and self._tables.unused:
+                self._tables.use(session)
             return self._store_active(
                 session, _STORE, repeat_after_ms, _STORE_CAUSES[cause], reason
             )
@@ -361,6 +367,8 @@ class Executor:
         self._check_reason(reason)
         session = self._claim(target, epoch, _PARK, if_revision)
         self._renew(session)
+        if epoch is not None and self._tables.unused:
+            self._tables.use(session)
         self._deactivate(session, _PARK, PARKED, Cause.PARKED, reason)
         self._settle(session, _PARK)
         return session.revision
@@ -386,6 +394,8 @@ class Executor:
             consumer = session.consumer
             if consumer is not None and consumer.seen_ms != self._tables.now_ms:
                 self._tables.see(consumer)
+        if epoch is not None and self._tables.unused:
+            self._tables.use(session)
         self._tables.drop(session)
         revision = session.revision
         self.events.append(

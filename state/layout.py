@@ -30,7 +30,7 @@ from state.records import (
 from state.results import pack_result
 from state.transitions import READY, STORED
 
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 
 DIGEST_MASK = 2**60 - 1  # two digits of a Python int: 32 bytes a record
 
@@ -49,7 +49,7 @@ FIELDS: dict[int, tuple[str, ...]] = {
     CONSUMER: ("consumer_id", "seen_ms"),
     WINDOW: ("proposer", "incarnation", "floor"),
     ANSWERS: ("proposer", "sequence", "results", "failure"),
-    RECEIPT: ("key", "fingerprint", "expires_ms", "result"),
+    RECEIPT: ("key", "fingerprint", "expires_ms", "result", "unused_id"),
     SESSION: (
         "session_id",
         "theme_id",
@@ -142,7 +142,8 @@ def fields_of(record: Record) -> tuple[Any, ...]:
             return (record.proposer, record.sequence, results, pack_result(record.failure))
         case Receipt():
             result = pack_result(record.result)
-            return (record.key, record.fingerprint, record.expires_ms, result)
+            fields = (record.key, record.fingerprint, record.expires_ms, result)
+            return (*fields, record.unused_id)
         case _:
             raise TypeError(f"{record!r} is not a record that is written")
 

@@ -204,10 +204,13 @@ def _answers(tables: Tables, fields: tuple[Any, ...]) -> Answers:
 
 
 def _receipt(tables: Tables, fields: tuple[Any, ...]) -> Receipt:
-    key, fingerprint, expires_ms, result = fields
+    key, fingerprint, expires_ms, result, unused_id = fields
     _require(type(key) is bytes and type(fingerprint) is bytes, "its key is not bytes")
     _require(key not in tables.receipts, "it comes twice")
-    receipt = Receipt(key, fingerprint, _int(expires_ms, _DUE_MAX_MS), unpack_result(result))
+    _require(unused_id not in tables.unused, "its session has two")
+    _int(unused_id, tables.last_session_id)
+    expires_ms = _int(expires_ms, _DUE_MAX_MS)
+    receipt = Receipt(key, fingerprint, expires_ms, unpack_result(result), unused_id)
     tables.receipts[key] = receipt
     tables.index(receipt)
     return receipt

@@ -54,9 +54,11 @@ from state.operations import (
     shapes,
 )
 from state.records import ID_BITS, ID_MASK, Receipt, Session, Theme, Window
-from state.results import Done, Result
+from state.results import Created, Done, Result
 from state.tables import Tables
 from state.upkeep import Upkeep
+
+_FLAGS = frozenset((0, 1))
 
 Handler = Callable[[tuple[Any, ...]], Result]
 
@@ -210,7 +212,9 @@ class StateMachine:
         return Done(tuple(results))
 
     def _idempotent(self, operation: tuple[Any, ...]) -> Result:
-        _, key, expires_after_ms, inner = operation
+        _, key, expires_after_ms, inner, until_used = operation
+        if until_used not in _FLAGS:
+            raise Refused(Malformed("until_used is 0 or 1"))
         tables = self._tables
         limits = tables.limits
         fingerprint = codec.fingerprint(inner)
@@ -219,6 +223,8 @@ class StateMachine:
         if receipt is not None and receipt.expires_ms > tables.now_ms:
             if receipt.fingerprint != fingerprint:
                 raise Refused(IdempotencyMismatch())
+            if receipt.unused_id and not until_used:
+                tables.keep_though_used(receipt)
             return receipt.result
         if not 0 < len(key) <= limits.receipt_bytes:
             raise Refused(LimitExceeded("receipt_bytes", len(key), limits.receipt_bytes))
@@ -238,7 +244,10 @@ class StateMachine:
             # forgetting another's would let that be done twice.
             return result
         expires_ms = tables.now_ms + expires_after_ms
-        tables.keep_receipt(Receipt(key, fingerprint, expires_ms, result))
+        unused_id = 0
+        if until_used and type(result) is Created and result.epoch:
+            unused_id = result.session_id
+        tables.keep_receipt(Receipt(key, fingerprint, expires_ms, result, unused_id))
         return result
 
     def _perform(self, operation: Any, handlers: Handlers) -> Result:  # noqa: ANN401

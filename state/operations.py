@@ -224,12 +224,19 @@ class Idempotent(Operation):
 
     Only successes are remembered, for `expires_after_ms`; a failure changed nothing and may be
     tried again.
+
+    `until_used` is 1 if whoever asks has not asked before. A New that begins an active session is
+    then remembered only until that session's epoch is shown by an Append, Replace, Remove, Park or
+    Store (other than to give it back): who can do that has had the answer, and asks no more. If it
+    is asked for again before that, with 0, it is remembered for all of its time, because the first
+    time may yet come.
     """
 
     code: ClassVar[int] = 18
     key: bytes
     expires_after_ms: int
     operation: Operation
+    until_used: int = 0
 
 
 @dataclass(frozen=True, slots=True)

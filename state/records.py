@@ -26,6 +26,7 @@ from state.transitions import NOTHING, Phase
 META, THEME, CONSUMER, WINDOW, ANSWERS, RECEIPT, SESSION, CHECK = range(8)
 
 NEVER = -1
+FIRST_EPOCH = 1  # of a session that begins active
 
 ID_BITS = 64  # a session's id in the lower bits of its place in an index
 ID_MASK = (1 << ID_BITS) - 1
@@ -215,11 +216,20 @@ class Answers(Record):
 class Receipt(Record):
     """What an idempotency key was answered."""
 
-    __slots__ = ("expires_ms", "fingerprint", "key", "result", "size_bytes")
+    __slots__ = ("expires_ms", "fingerprint", "key", "result", "size_bytes", "unused_id")
     kind = RECEIPT
 
-    def __init__(self, key: bytes, fingerprint: bytes, expires_ms: int, result: Result) -> None:
+    def __init__(
+        self,
+        key: bytes,
+        fingerprint: bytes,
+        expires_ms: int,
+        result: Result,
+        unused_id: int = 0,
+    ) -> None:
+        """`unused_id`: the session by whose first use the key is forgotten; 0 if by none."""
         super().__init__()
+        self.unused_id = unused_id
         self.key = key
         self.fingerprint = fingerprint
         self.expires_ms = expires_ms

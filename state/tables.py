@@ -13,10 +13,10 @@ nothing.
 """
 
 from collections.abc import Iterable, Iterator
-from heapq import heappop, heappush
 from itertools import chain
 
 from state.errors import Failure, LimitExceeded, Malformed, Refused
+from state.expiries import Expiries, Expiry
 from state.leases import LeaseCalendar
 from state.ledger import Ledger, Undo
 from state.limits import CHUNK_OVERHEAD_BYTES, THEME_MAX, Limits
@@ -24,6 +24,7 @@ from state.ordered import OrderedInts
 from state.records import (
     ANSWERS,
     CONSUMER,
+    FIRST_EPOCH,
     ID_BITS,
     ID_MASK,
     PRIORITY_SHIFT,
@@ -66,7 +67,9 @@ class Tables:
         self.size_bytes = 0
         self.sleeping = OrderedInts()  # due_ms << 64 | id
         self.leases = LeaseCalendar(self.sessions.get, self.consumers.get)
-        self.expiries: list[tuple[int, bytes]] = []  # heap of receipts by expires_ms
+        self.expiries = Expiries()  # of receipts
+        # Sessions whose epoch nobody has shown since they began, and the keys of their receipts.
+        self.unused: dict[int, bytes] = {}
         self.awake: set[Theme] = set()  # themes that may have something to hand out since `flush`
         # May be forgotten at the end of the batch; a dict for its order.
         self.idle: dict[Theme | Consumer, None] = {}
@@ -263,16 +266,34 @@ class Tables:
         """Remember what an idempotency key was answered."""
         self.drop_receipt(receipt.key)
         self.receipts[receipt.key] = receipt
-        self.size_bytes += receipt.size_bytes
         self.ledger.created(receipt)
-        heappush(self.expiries, (receipt.expires_ms, receipt.key))
+        self.index(receipt)
 
     def drop_receipt(self, key: bytes) -> None:
         """Forget an idempotency key, if it is known."""
         receipt = self.receipts.pop(key, None)
         if receipt is not None:
             self.size_bytes -= receipt.size_bytes
+            if receipt.unused_id:
+                del self.unused[receipt.unused_id]
             self.ledger.removed(receipt)
+
+    def keep_though_used(self, receipt: Receipt) -> None:
+        """Remember a key for all of its time, as it was asked for once more."""
+        if receipt.mark != self.ledger.mark:
+            self.ledger.note(receipt)
+        del self.unused[receipt.unused_id]
+        receipt.unused_id = 0
+
+    def use(self, session: Session) -> None:
+        """Take note that the epoch of a session was shown: whoever asked for it has the answer.
+
+        Not in a transaction, which may come to nothing: the key is remembered for longer then.
+        """
+        if session.epoch == FIRST_EPOCH and self.ledger.undo is None:
+            key = self.unused.get(session.session_id)
+            if key is not None:
+                self.drop_receipt(key)
 
     def expire_receipts(self, count: int) -> None:
         """Forget up to `count` idempotency keys whose time is over."""
@@ -285,14 +306,14 @@ class Tables:
 
     def first_to_expire(self) -> Receipt | None:
         """The receipt whose time is over first."""
-        expiries = self.expiries
-        while expiries:
-            expires_ms, key = expiries[0]
-            receipt = self.receipts.get(key)
-            if receipt is not None and receipt.expires_ms == expires_ms:
-                return receipt
-            heappop(expiries)  # it was replaced since; another machine may never have seen it
-        return None
+        first = self.expiries.first(self._is_there)
+        return None if first is None else self.receipts[first[1]]
+
+    def _is_there(self, expiry: Expiry) -> bool:
+        """Whether a receipt is still known, and was not replaced since."""
+        expires_ms, key = expiry
+        receipt = self.receipts.get(key)
+        return receipt is not None and receipt.expires_ms == expires_ms
 
     # Batches and transactions
 
@@ -367,7 +388,9 @@ class Tables:
         """Take a record that was loaded into the indexes; it is in the state already."""
         if isinstance(record, Receipt):
             self.size_bytes += record.size_bytes
-            heappush(self.expiries, (record.expires_ms, record.key))
+            self.expiries.add(record.expires_ms, record.key)
+            if record.unused_id:
+                self.unused[record.unused_id] = record.key
         else:
             self._count(record)
             record.theme.roll.add(record.session_id)

@@ -105,7 +105,7 @@ def _add_data(found: dict[str, Any], body: bytes) -> None:
 @cache
 def body_type(kind: type[Request], given: tuple[str, ...] = ()) -> type[Struct]:
     """The fields of a request that a body may have: all but those that come otherwise."""
-    without = {"seq", "idempotency_key", "remember_for", *given}
+    without = {"seq", "idempotency_key", "remember_for", "until_used", *given}
     if issubclass(kind, Targeted):
         without |= {"id", "theme", "key"}
     fields: list[Any] = [

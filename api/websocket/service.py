@@ -240,23 +240,37 @@ class Service:
     def _new(self, request: ask.New) -> None:
         if not self._is_free:
             self._front.check(self._principal, Scope.OPERATE, request.theme)
-        name = None
+        name, is_keyed = None, request.idempotency_key is not None
         if request.repeat_after is None:
-            name = self._may_be_given(request)
-        self._gateway.submit(request.encoded(name), partial(self._created, request.seq, name))
+            self._may_be_given(request)
+            name = self._consumer.name
+        created = partial(self._created, request.seq, is_keyed)
+        self._gateway.submit(request.encoded(name), created)
 
-    def _created(self, seq: int, name: bytes | None, result: Result) -> None:
+    def _created(self, seq: int, is_keyed: bool, result: Result) -> None:  # noqa: FBT001 - bound
         if not isinstance(result, Created) or not result.epoch:
-            self._direct(seq, result)
+            self._budget.note(result)
+            if isinstance(result, Failure):
+                self._consumer.doubts(result, comes_back=is_keyed)
+            self._answered(seq, result)
             return
         self._budget.earn()
+        session_id, epoch = result.session_id, result.epoch
+        consumer, name = self._consumer, self._consumer.name
+        # Done before under its key, it may be another connection's.
+        is_given = not is_keyed or self._gateway.is_held(session_id, epoch, name)
 
         def claimed() -> None:
             answer = answer_of(result, seq)
-            answer.lease_ms = self._gateway.lease_ms(result.session_id)
+            answer.lease_ms = self._gateway.lease_ms(session_id)
             self._out.answer(answer)
 
-        self._given(((result.session_id, result.epoch),), name, claimed)
+        if is_given:
+            # With a key it may come back for it, over another connection.
+            consumer.take(session_id, epoch, is_known=is_keyed)
+            claimed()
+        else:
+            self._given(((session_id, epoch),), None, claimed)
 
     def _take(self, request: ask.Take) -> None:
         name, target = self._may_be_given(request), request.target

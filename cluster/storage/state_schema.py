@@ -1,4 +1,4 @@
-"""The tables of `state.db`, format version 2, and how items become their rows.
+"""The tables of `state.db`, format version 3, and how items become their rows.
 
 The columns of a record are its fields, by the names that `state.FIELDS` gives them. What is no
 plain value is JSON where somebody may want to read it (policies, histories, limits), and msgpack
@@ -31,7 +31,7 @@ from state.records import (
     Identity,
 )
 
-FORMAT_VERSION = 2  # also in `user_version`; to be raised whenever LAYOUT_VERSION is
+FORMAT_VERSION = 3  # also in `user_version`; to be raised whenever LAYOUT_VERSION is
 APPLICATION_ID = 0x52746E6C  # "Rtnl", where `file` and SQLite look for whose file it is
 PAGE_BYTES = 16_384
 
@@ -83,7 +83,8 @@ SCHEMA: dict[str, str] = {
     key BLOB PRIMARY KEY,
     fingerprint BLOB NOT NULL,
     expires_ms INTEGER NOT NULL,
-    result BLOB
+    result BLOB,
+    unused_id INTEGER NOT NULL
 ) WITHOUT ROWID""",
     "sessions": """CREATE TABLE sessions (
     session_id INTEGER PRIMARY KEY,
@@ -218,13 +219,13 @@ def _answers_fields(row: Row) -> Row:
 
 
 def _receipt_row(fields: Row) -> Row:
-    key, fingerprint, expires_ms, result = fields
-    return (key, fingerprint, expires_ms, _packed(result))
+    key, fingerprint, expires_ms, result, unused_id = fields
+    return (key, fingerprint, expires_ms, _packed(result), signed(unused_id))
 
 
 def _receipt_fields(row: Row) -> Row:
-    key, fingerprint, expires_ms, result = row
-    return (key, fingerprint, expires_ms, _unpacked(result))
+    key, fingerprint, expires_ms, result, unused_id = row
+    return (key, fingerprint, expires_ms, _unpacked(result), unsigned(unused_id))
 
 
 def _session_row(fields: Row) -> Row:

@@ -62,6 +62,8 @@ class Calls:
             fields["idempotency_key"] = new_key()
             remember_s = self.timeout_s(timeout) + limits.REMEMBER_SLACK_S
             fields["remember_for"] = min(remember_s, limits.REMEMBER_MAX_S)
+            if fields["op"] == "new":
+                fields["until_used"] = True
         is_known = "idempotency_key" in fields
         way = Way.AGAIN if is_known else Way.ONCE
         return Request(fields, self._deadline_s(timeout), nobody, way=way)

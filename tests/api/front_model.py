@@ -370,18 +370,26 @@ class Connection:
         self.node.gateway.submit(touch, self.world.once(touched), is_ending=True)
 
     def new(self, operation: op.New, *, is_idempotent: bool) -> None:
-        name = None if is_idempotent else self.name
-
         def created(result: Result) -> None:
-            self.note(result)
-            if isinstance(result, Created) and result.epoch:
-                self.given([(result.session_id, result.epoch)], name)
+            if isinstance(result, Failure):
+                self.is_unsure |= result.outcome is Outcome.UNKNOWN
+                self.consumer.doubts(result, comes_back=is_idempotent)
+            if not isinstance(result, Created) or not result.epoch:
+                return
+            session_id, epoch = result.session_id, result.epoch
+            if is_idempotent:
+                self.heard_of.add(session_id)  # it may ask again
+            if is_idempotent and not self.node.gateway.is_held(session_id, epoch, self.name):
+                self.given([(session_id, epoch)], None)
+            else:
+                self.consumer.take(session_id, epoch, is_known=is_idempotent)
+                self.hears(session_id, epoch)
 
         self.consumer.asks()
         self.world.tell((self, "asks for a new one"))
-        asked: Operation = op.New(operation.theme, operation.key, consumer=name)
+        asked: Operation = op.New(operation.theme, operation.key, consumer=self.name)
         if is_idempotent:
-            asked = op.Idempotent(b"new %d" % self.world.next_number(), 10**7, asked)
+            asked = op.Idempotent(b"new %d" % self.world.next_number(), 10**7, asked, 1)
         self.node.gateway.submit(encode(asked), self.world.once(created))
 
     def acquire(self, operation: op.Acquire | op.AcquireSession) -> None:

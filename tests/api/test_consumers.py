@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from api.consumers import BEATS_PER_LEASE, SILENT_PERIODS, Consumer, Consumers, Sign
+from api.consumers import BEATS_PER_LEASE, SILENT_PERIODS, SPARE_S, Consumer, Consumers, Sign
 from api.operators import Operators, Step
 from cluster.failures import TimedOut
 from state import Cause, Phase, encode
@@ -298,6 +298,26 @@ def test_what_the_consumer_has_shown_the_epoch_of_is_its_own_and_not_stored(node
     assert consumer.held == {ids[0]}
     assert [node.session(one).phase for one in ids] == [Phase.ACTIVE, Phase.READY]
     assert connection.lost == []
+
+
+def test_what_may_be_asked_for_again_is_given_back_only_after_a_while(node: Node) -> None:
+    consumer, _ = node.connect()
+    held = node.new(consumer)  # so that there are heartbeats
+    consumer.asks()
+    new = op.Idempotent(b"key", 10**6, op.New(THEME, consumer=consumer.name))
+    node.gateway.submit(encode(new), lambda one: consumer.doubts(one, comes_back=True))  # type: ignore[arg-type]
+    node.gateway.expire()
+    period_s = LEASE_S / BEATS_PER_LEASE
+    given_back_s = 0.0
+    while node.session(held + 1) is None or node.session(held + 1).phase is Phase.ACTIVE:
+        given_back_s += period_s
+        consumer.was_heard = True
+        node.cluster.loop.advance(period_s)
+        node.gateway.commit_all()
+        assert given_back_s < SPARE_S + 3 * period_s
+    assert given_back_s > SPARE_S
+    assert node.session(held + 1).phase is Phase.READY
+    assert node.session(held).phase is Phase.ACTIVE
 
 
 def test_what_is_found_to_be_its_own_was_not_taken_after_its_own_verdict(node: Node) -> None:

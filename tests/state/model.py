@@ -185,6 +185,7 @@ class ModelReceipt:
     operation: Any
     expires_ms: int
     result: Result
+    unused_id: int  # the session whose first use ends it
 
 
 @dataclass
@@ -217,6 +218,7 @@ class Model:
         self.horizon = (0, LAST_ID)  # (due_ms, id): Ticks have come to what is not above it
         self.windows: dict[str, ModelWindow] = {}
         self.receipts: dict[bytes, ModelReceipt] = {}
+        self.is_in_txn = False
         # Of the batch at hand:
         self.proposer = ""
         self.batch_term = 0
@@ -393,22 +395,29 @@ class Model:
         _keep_below("txn_operations", len(operation.operations), self.limits.txn_operations)
         before = copy.deepcopy(self.state)
         results: list[Result] = []
+        self.is_in_txn = True
         try:
             for one in operation.operations:
                 results.append(self._do_inside(one, IN_TXN))  # noqa: PERF401 - counts them
         except Fail as fail:
             self.state = before
             raise Fail(TxnAborted(len(results), fail.failure)) from fail
+        finally:
+            self.is_in_txn = False
         return Done(tuple(results))
 
     def do_Idempotent(self, operation: Idempotent) -> Result:  # noqa: N802
         limits = self.limits
         key, after_ms = operation.key, operation.expires_after_ms
-        inner = plain(_without_traces(operation.operation))
+        if operation.until_used not in (0, 1):
+            raise Fail(MALFORMED)
+        inner = plain(_without_askers(operation.operation))
         receipt = self.receipts.get(key)
         if receipt is not None and receipt.expires_ms > self.now_ms:
             if receipt.operation != inner:
                 raise Fail(IdempotencyMismatch())
+            if not operation.until_used:
+                receipt.unused_id = 0
             return receipt.result
         if not 0 < len(key) <= limits.receipt_bytes:
             _exceed("receipt_bytes", len(key), limits.receipt_bytes)
@@ -424,8 +433,18 @@ class Model:
         if is_full:
             # What ends a session is not refused, but neither is it remembered.
             return result
-        self.receipts[key] = ModelReceipt(inner, self.now_ms + after_ms, result)
+        began = operation.until_used and isinstance(result, Created) and result.epoch
+        unused_id = result.session_id if began and isinstance(result, Created) else 0
+        self.receipts[key] = ModelReceipt(inner, self.now_ms + after_ms, result, unused_id)
         return result
+
+    def _use(self, session: ModelSession, epoch: int | None) -> None:
+        """Forget the key of a session that is changed by whoever was given it when it began."""
+        if epoch != 1 or self.is_in_txn:
+            return
+        for key, receipt in list(self.receipts.items()):
+            if receipt.unused_id == session.session_id:
+                del self.receipts[key]
 
     # Sessions
 
@@ -503,6 +522,7 @@ class Model:
         session = self._claim(operation, operation.epoch, Act.APPEND, operation.if_revision)
         self._check_growth(session, operation.data)
         source = self.phase(session)
+        self._use(session, operation.epoch)
         self._revise(session)
         self._renew_if_active(session)
         if operation.data:
@@ -521,6 +541,7 @@ class Model:
             total_bytes = self.size_bytes - session.size_bytes + new.size_bytes
             _keep_below("state_bytes", total_bytes, self.limits.state_bytes)
         source = self.phase(session)
+        self._use(session, operation.epoch)
         self._revise(session)
         self._renew_if_active(session)
         session.chunks = new.chunks
@@ -530,6 +551,7 @@ class Model:
 
     def do_Remove(self, operation: Remove) -> Result:  # noqa: N802
         session = self._claim(operation, operation.epoch, Act.REMOVE, operation.if_revision)
+        self._use(session, operation.epoch)
         self._renew_if_active(session)
         source = self.phase(session)
         del self.state.sessions[session.session_id]
@@ -552,6 +574,8 @@ class Model:
         session = self._claim(operation, operation.epoch, act, operation.if_revision)
         if not stale:
             self._renew_if_active(session)
+            if operation.cause != Cause.SHUTDOWN:
+                self._use(session, operation.epoch)
         elif self.deadline_ms(session) > self.now_ms:
             raise Fail(NotStale(session.session_id, self.deadline_ms(session)))
         repeat_after_ms = operation.repeat_after_ms
@@ -602,6 +626,7 @@ class Model:
     def do_Park(self, operation: Park) -> Result:  # noqa: N802
         _keep_below("reason_chars", len(operation.reason), self.limits.reason_chars)
         session = self._claim(operation, operation.epoch, Act.PARK, operation.if_revision)
+        self._use(session, operation.epoch)
         self._renew_if_active(session)
         self._revise(session)
         self._leave_active(session, Cause.PARKED, operation.reason)
@@ -935,11 +960,11 @@ def _checked(settings: Sequence[tuple[str, int]], ranges: dict[str, Range]) -> d
     return changes
 
 
-def _without_traces(operation: Operation) -> Operation:
+def _without_askers(operation: Operation) -> Operation:
     match operation:
         case New():
-            return replace(operation, trace=b"")
+            return replace(operation, consumer=None, trace=b"")
         case Txn(operations):
-            return Txn(tuple(map(_without_traces, operations)))
+            return Txn(tuple(map(_without_askers, operations)))
         case _:
             return operation

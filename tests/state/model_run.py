@@ -513,10 +513,16 @@ class Run:
             model.state.consumers
         )
         assert {
-            row["key"]: (row["expires_ms"], same_but_for_texts(unpack_result(row["result"])))
+            row["key"]: (
+                row["expires_ms"],
+                same_but_for_texts(unpack_result(row["result"])),
+                row["unused_id"],
+            )
             for kind, row in rows
             if kind == RECEIPT
-        } == {key: (one.expires_ms, one.result) for key, one in model.receipts.items()}
+        } == {
+            key: (one.expires_ms, one.result, one.unused_id) for key, one in model.receipts.items()
+        }
         assert {
             row["proposer"]: (row["incarnation"], row["floor"])
             for kind, row in rows

@@ -371,7 +371,11 @@ class Writer:
     def _make_idempotent(self) -> Idempotent:
         if self._idempotent and self.chance(40):
             again = self.random.choice(self._idempotent)
+            again = replace(again, until_used=self.random.choice((0, again.until_used)))
             return self.mostly(again, 20, replace(again, operation=self._inside(_IN_IDEMPOTENT)))
+        inner = self._inside(_IN_IDEMPOTENT)
+        if self.chance(40):  # what is used later
+            inner = replace(self._new(), repeat_after_ms=None)
         made = Idempotent(
             self.mostly(
                 self.random.choice((b"h", b"i", b"j", b"kk", b"l", b"m")), 2, b"", b"x" * 257
@@ -383,7 +387,8 @@ class Writer:
                 -1,
                 LIMITS.receipt_expires_after_ms + 1,
             ),
-            self._inside(_IN_IDEMPOTENT),
+            inner,
+            self.mostly(self.random.choice((0, 1, 1)), 2, 2, -1),
         )
         self._idempotent = [*self._idempotent[-7:], made]
         return made

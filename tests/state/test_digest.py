@@ -257,6 +257,7 @@ RECORD_CHANGES: dict[type, dict[str, Callable[[Any], None]]] = {
         "fingerprint": _set("fingerprint", b"another"),
         "expires_ms": _set("expires_ms", 5),
         "result": _set("result", None),
+        "unused_id": _set("unused_id", 5),
     },
 }
 CHANGES = [(kind, name) for kind, changes in RECORD_CHANGES.items() for name in changes]

@@ -611,7 +611,8 @@ class Runner:
         _nothing_more(command)
         return [
             f"{bytes_text(key)} expires={since_start(expires_ms)}"
-            for key, _, expires_ms, _ in self._fields_of(RECEIPT)
+            + (f" until s{unused_id} is used" if unused_id else "")
+            for key, _, expires_ms, _, unused_id in self._fields_of(RECEIPT)
         ] or ["none"]
 
     def _fields_of(self, kind: int) -> list[tuple[Any, ...]]:

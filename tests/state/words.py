@@ -210,6 +210,7 @@ _WORD_TO_FIELD: dict[str, Callable[[str], object]] = {
     "target": to_target,
     "theme": to_int,
     "trace": _to_bytes,
+    "until_used": to_int,
 }
 # The field that is written without its name.
 _PLAIN_FIELD: dict[type[Operation], str] = {

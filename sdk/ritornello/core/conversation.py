@@ -382,6 +382,8 @@ class Conversation:
             fields["if_revision"] = request.expected
         elif request.held and not request.doubts and request.op == "txn":
             _show_revisions(request)
+        if request.doubts:
+            fields.pop("until_used", None)  # the first time may yet come
         fields["seq"] = request.seq = next(self._seqs)
         return frames.encode(fields)
 

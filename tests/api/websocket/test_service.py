@@ -324,6 +324,52 @@ async def test_a_key_makes_a_request_the_same_over_another_connection(node: Runn
         assert error["code"] == "idempotency_mismatch"
 
 
+async def test_a_new_session_under_a_key_is_its_consumers_at_once(
+    node: Running, ws: Client
+) -> None:
+    submitted = count_of(node)
+    created = await ws.ask("new", theme=THEME, idempotency_key="a")
+    assert submitted() == 1
+    (operator,) = node.front.operators
+    assert (operator.session_id, operator.consumer is None) == (int(created["id"], 16), False)
+    again = await ws.ask("new", theme=THEME, idempotency_key="a")
+    assert again["id"] == created["id"]
+    assert (submitted(), ws.pushes) == (2, [])
+
+
+def count_of(node: Running) -> Callable[[], int]:
+    """Counts operations from now on."""
+    gateway, count = node.front.gateway, 0
+    submit = gateway.submit
+
+    def counted(*arguments: Any, **named: Any) -> None:
+        nonlocal count
+        count += 1
+        submit(*arguments, **named)
+
+    gateway.submit = counted
+    return lambda: count
+
+
+async def test_a_key_may_be_forgotten_when_the_session_is_used(node: Running) -> None:
+    async with connect(node) as first, connect(node) as second:
+        request = {"theme": THEME, "idempotency_key": "a"}
+        created = await first.ask("new", **request, until_used=True)
+        again = await second.ask("new", **request)
+        assert again["id"] == created["id"]
+        await second.ask("append", id=created["id"], epoch=1, text="x")
+        assert (await first.ask("new", **request))["id"] == created["id"]
+        request["idempotency_key"] = "b"
+        created = await first.ask("new", **request, until_used=True)
+        await first.ask("append", id=created["id"], epoch=1, text="x")
+        assert (await first.ask("new", **request))["id"] != created["id"]
+        error = await first.error("new", theme=THEME, until_used=True)
+        assert error["code"] == "bad_request"
+        new = {"op": "new", "theme": THEME, "until_used": True}
+        error = await first.error("txn", operations=[new], idempotency_key="c")
+        assert error["code"] == "bad_request"
+
+
 async def test_taking_twice_with_a_key_is_taking_once(node: Running) -> None:
     async with connect(node) as first, connect(node) as second:
         stored = await first.ask("new", theme=THEME, repeat_after=60)

@@ -37,7 +37,7 @@ from cluster.storage.state_file import (
     install,
     verify,
 )
-from cluster.storage.state_schema import PAGE_BYTES
+from cluster.storage.state_schema import FORMAT_VERSION, PAGE_BYTES
 from state import Capture, Item
 from state.operations import Append, New, Replace, SetPolicy
 from state.policy import POLICY_RANGES
@@ -478,14 +478,23 @@ def test_the_file_of_another_release_is_refused(path: Path) -> None:
     log.step()
     with closing(created(path)) as file:
         checkpoint(file, log.machine)
-    change(path, "PRAGMA user_version = 3", "UPDATE cluster SET format_version = 3")
+    newer = FORMAT_VERSION + 1
+    state = (
+        f"PRAGMA user_version = {newer}",
+        "UPDATE cluster SET format_version = format_version + 1",
+    )
+    change(path, *state)
     with pytest.raises(OtherVersionError) as told:
         opened(path)
-    assert (told.value.path, told.value.version, told.value.supported) == (str(path), 3, 2)
+    assert (told.value.path, told.value.version, told.value.supported) == (
+        str(path),
+        newer,
+        FORMAT_VERSION,
+    )
     change(path, "PRAGMA user_version = 1", "UPDATE cluster SET format_version = 1")
-    with pytest.raises(OtherVersionError, match=r"version 1, .* only 2"):
+    with pytest.raises(OtherVersionError, match=f"version 1, .* only {FORMAT_VERSION}"):
         opened(path)
-    change(path, "PRAGMA user_version = 3")
+    change(path, f"PRAGMA user_version = {newer}")
     change(path, "DROP TABLE cluster")  # it may look like anything
     for use in (StateFile.open, verify):
         with pytest.raises(OtherVersionError):
@@ -605,7 +614,7 @@ def test_no_byte_of_a_record_misleads(path: Path, bits: int) -> None:
         "UPDATE cluster SET applied_index = applied_index + 1",
         "UPDATE cluster SET digest = digest + 1",
         "UPDATE cluster SET cluster_id = 'cluster-2'",
-        "UPDATE cluster SET format_version = 3",
+        "UPDATE cluster SET format_version = format_version + 1",
         "UPDATE cluster SET seal = 'x'",
         "DELETE FROM cluster",
         "INSERT INTO cluster SELECT * FROM cluster",
@@ -614,7 +623,7 @@ def test_no_byte_of_a_record_misleads(path: Path, bits: int) -> None:
         "UPDATE meta SET applied_index = applied_index - 1",
         "UPDATE meta SET limits = '[]'",
         "UPDATE meta SET limits = '[[[['",
-        "UPDATE meta SET version = 3",
+        "UPDATE meta SET version = version + 1",
         "UPDATE themes SET policy = replace(policy, 'lease_ms', 'lease_mz')",
         "UPDATE themes SET policy = '{}'",
         "UPDATE themes SET paused = 2",
@@ -649,7 +658,7 @@ def test_no_byte_of_a_record_misleads(path: Path, bits: int) -> None:
         "ALTER TABLE sessions RENAME COLUMN phase TO faze",
         "PRAGMA application_id = 7",
         "PRAGMA user_version = 0",
-        "PRAGMA user_version = 3",
+        f"PRAGMA user_version = {FORMAT_VERSION + 1}",
     ],
 )
 def test_rows_of_a_stranger_are_refused(path: Path, statement: str) -> None:

@@ -49,7 +49,7 @@ from tests.cluster.storage.state_files import (
 )
 from tests.state.driver import Driver
 
-GOLDEN = Path(__file__).parent / "golden" / "state_schema_2.sql"
+GOLDEN = Path(__file__).parent / "golden" / "state_schema_3.sql"
 
 INT63 = 2**63 - 1
 
@@ -82,7 +82,7 @@ def test_version_2_is_what_it_was(file: StateFile, tmp_path: Path, rewrite: bool
 
 def test_a_new_layout_needs_a_new_format() -> None:
     # Whoever changes state/layout.py has to think of the files that are there already.
-    assert LAYOUT_VERSION == 2
+    assert (LAYOUT_VERSION, FORMAT_VERSION) == (3, 3)
 
 
 def test_columns_are_the_fields_of_the_records(file: StateFile, tmp_path: Path) -> None:
@@ -177,8 +177,8 @@ def test_the_ends_of_all_ranges_come_back(file: StateFile) -> None:
         Item(WINDOW, "n\0\N{SNOWMAN}", ("n\0\N{SNOWMAN}", INT63, -1)),
         Item(ANSWERS, ("n", 0), ("n", 0, b"\x90", None)),
         Item(ANSWERS, ("n", INT63), ("n", INT63, b"", (6, "x", 2**64 - 1, (1, -(2**63), b"")))),
-        Item(RECEIPT, b"k", (b"k", b"\0" * 16, 2**49, None)),
-        Item(RECEIPT, b"", (b"", b"", 0, (4, 1, (5, (3, 1, 2, 3)), ()))),
+        Item(RECEIPT, b"k", (b"k", b"\0" * 16, 2**49, None, 2**64 - 1)),
+        Item(RECEIPT, b"", (b"", b"", 0, (4, 1, (5, (3, 1, 2, 3)), ()), 0)),
         session(1, (b"", b"\0", bytes(range(256)) * 300), history),
         session(2**48 - 1, key=b"", consumer_id=b"", due_ms=2**49),
         # The group is in the upper 16 bits.

@@ -67,6 +67,7 @@ class FakeCluster:
         self._now_ms = now_ms
         self.sessions: dict[str, FakeSession] = {}
         self._receipts: dict[str, tuple[Fields, Fields]] = {}
+        self._unused: dict[str, str] = {}  # keys of receipts, by sessions that nobody has used
         self._numbers = 0
         self._connections = 0
         self.current: Connection | None = None
@@ -189,17 +190,29 @@ class FakeCluster:
         key = fields.get("idempotency_key")
         if key is None:
             return self._apply(connection, fields)
-        asked = {name: value for name, value in fields.items() if name not in {"seq", "wait"}}
+        until_used = fields.get("until_used", False)
+        without = {"seq", "wait", "until_used"}
+        asked = {name: value for name, value in fields.items() if name not in without}
         if key in self._receipts:
             was, result = self._receipts[key]
             if was != asked:
                 raise Refused("idempotency_mismatch")
+            if not until_used:
+                self._unused.pop(result.get("id", ""), None)
             if result.get("epoch") and self.sessions[result["id"]].epoch == result["epoch"]:
                 self._claim(self.sessions[result["id"]], connection)
             return result
         result = self._apply(connection, fields)
         self._receipts[key] = asked, result
+        if until_used and result["epoch"]:
+            self._unused[result["id"]] = key
         return result
+
+    def _use(self, fields: Fields) -> None:
+        """Forget the key of a new session that somebody changes who was told of it."""
+        is_use = fields["op"] != "touch" and fields.get("cause") != "shutdown"
+        if is_use and fields["epoch"] == 1 and fields["id"] in self._unused:
+            del self._receipts[self._unused.pop(fields["id"])]
 
     def _apply(self, connection: Connection, fields: Fields) -> Fields:
         match fields["op"]:
@@ -218,7 +231,9 @@ class FakeCluster:
             case "txn":
                 return self._txn(connection, fields)
             case _:
-                return self._change(connection, fields)
+                found = self._change(connection, fields)
+                self._use(fields)
+                return found
 
     def _claim(self, session: FakeSession, connection: Connection) -> None:
         """Make a session a connection's; the one that had it is told."""

@@ -10,6 +10,7 @@ import random
 from collections import Counter
 from dataclasses import dataclass, field
 
+import msgspec
 import pytest
 
 from ritornello.core.conversation import Conversation
@@ -89,7 +90,9 @@ class History:
             case 0:
                 after = {} if self.chance.random() < 0.6 else {"repeat_after": 0.0}
                 fields = {"op": "new", "theme": self.chance.choice(THEMES), "data": self.token()}
-                key = {"idempotency_key": new_key()}
+                key: Fields = {"idempotency_key": new_key()}
+                if self.chance.random() < 0.7:
+                    key["until_used"] = True
                 self.ask({**fields, **after, **key}, gives=not after)
             case 1:
                 until_s = self.now_s + self.chance.choice((1.0, 4.0))
@@ -301,3 +304,26 @@ def test_the_histories_have_all_kinds_of_ends() -> None:
     for kind in ("applied", "not_applied", "unknown", "again", "cancelled", "LeaseLost", "Skipped"):
         assert outcomes[kind] > 10, outcomes
     assert Outcome.UNKNOWN
+
+
+def test_only_the_first_copy_of_a_new_says_that_it_is_the_first() -> None:
+    """The key of a second one has to be remembered: the first may yet come."""
+    told: list[object] = []
+    fields = {"op": "new", "theme": 7, "data": b"", "idempotency_key": "a", "until_used": True}
+    talk = Conversation(Options(), now=lambda: 0.0, chance=random.Random(0), wake=lambda: None)
+    talk.ask(Request(fields, 60.0, told.append, way=Way.AGAIN))
+
+    def sent() -> Fields:
+        talk.connected()
+        frame = talk.take()
+        assert frame is not None
+        asked = msgspec.msgpack.decode(frame)
+        talk.disconnected("it broke")
+        found: Fields = next(
+            one for one in (asked if isinstance(asked, list) else [asked]) if one["op"] == "new"
+        )
+        return found
+
+    assert [sent().get("until_used"), sent().get("until_used")] == [True, None]
+    assert sent()["idempotency_key"] == "a"
+    assert told == []

@@ -1,6 +1,6 @@
 -- application_id 1383362156
 
--- user_version 2
+-- user_version 3
 
 -- page_size 16384
 
@@ -58,7 +58,8 @@ CREATE TABLE receipts (
     key BLOB PRIMARY KEY,
     fingerprint BLOB NOT NULL,
     expires_ms INTEGER NOT NULL,
-    result BLOB
+    result BLOB,
+    unused_id INTEGER NOT NULL
 ) WITHOUT ROWID;
 
 CREATE TABLE sessions (
