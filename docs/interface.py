@@ -25,15 +25,6 @@ MODULES = (
     "ritornello.testing",
 )
 
-# What signatures use and nothing exports: users need it for their own annotations.
-WORDS = {
-    "ritornello.limits": ("Preference",),
-    "ritornello.core.core": ("Token",),
-    "ritornello.worker": ("Handle", "Middleware"),
-    "ritornello.sync.worker": ("Handle", "Middleware"),
-    "ritornello.handlers": ("Hook",),
-}
-
 _WIDTH = 88
 _HIDDEN = "Not for users"
 # Methods that are written as something else.
@@ -380,7 +371,7 @@ def _is_for_users(doc: str) -> bool:
 
 def listing() -> str:
     """The whole interface without its docstrings: whoever uses it would notice a change."""
-    found = [(module, thing(module, name)) for module, names in WORDS.items() for name in names]
+    found: list[tuple[str, Thing]] = []
     for module in MODULES:
         exports = sorted(things(module), key=lambda one: one.name)
         found += [(module, one) for one in exports]

@@ -3,7 +3,7 @@
 import re
 import textwrap
 
-from docs.interface import MODULES, WORDS, Member, Thing, module_doc, thing, things
+from docs.interface import MODULES, Member, Thing, module_doc, things
 
 _HEAD = (
     "# Reference of the Python client\n\n"
@@ -27,7 +27,6 @@ def reference_page() -> str:
         if module in _SEE:
             parts.append(f"{_SEE[module]}\n")
         parts += [_section(module, one) for one in things(module)]
-    parts.append(_words())
     return "\n".join(parts)
 
 
@@ -80,13 +79,3 @@ def _field(found: Member) -> str:
 
 def _code(shown: list[str] | tuple[str, ...]) -> str:
     return "\n".join(["```py", *shown, "```\n"])
-
-
-def _words() -> str:
-    shown: list[str] = []
-    for module, names in WORDS.items():
-        shown.append(f"# {module}")
-        for name in names:
-            found = thing(module, name)
-            shown += [f"{one}  # {found.doc}" if found.doc else one for one in found.shown]
-    return f"## Words in signatures\n\n{_code(shown)}".rstrip("\n") + "\n"

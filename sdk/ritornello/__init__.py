@@ -11,11 +11,12 @@
 """
 
 from ritornello.client import Client, Txn
+from ritornello.core.core import Token
 from ritornello.errors import Outcome, RitornelloError
 from ritornello.fields import Data, OnConflict, Seconds, StoreCause, Target
-from ritornello.handlers import Handled, TooManyFailures, WorkerOptions
+from ritornello.handlers import Handled, Hook, TooManyFailures, WorkerOptions
 from ritornello.held import NoVerdictWarning
-from ritornello.limits import Options
+from ritornello.limits import Options, Preference
 from ritornello.models import (
     Cause,
     ClusterView,
@@ -33,7 +34,7 @@ from ritornello.models import (
 )
 from ritornello.session import Opening, Session
 from ritornello.verdicts import Park, Remove, Store, Verdict
-from ritornello.worker import Handler, Worker
+from ritornello.worker import Handle, Handler, Middleware, Worker
 
 __all__ = [
     "Cause",
@@ -42,9 +43,12 @@ __all__ = [
     "Created",
     "Data",
     "Event",
+    "Handle",
     "Handled",
     "Handler",
+    "Hook",
     "Member",
+    "Middleware",
     "NoVerdictWarning",
     "OnConflict",
     "Opening",
@@ -54,6 +58,7 @@ __all__ = [
     "Phase",
     "Policy",
     "PolicyChanges",
+    "Preference",
     "Remove",
     "RitornelloError",
     "Seconds",
@@ -64,6 +69,7 @@ __all__ = [
     "Stored",
     "Target",
     "ThemeView",
+    "Token",
     "TooManyFailures",
     "Trace",
     "Transferred",

@@ -170,14 +170,14 @@ class Operations:
 
     def __init__(self, calls: Calls) -> None:
         self._calls = calls
-        self.fields: list[Fields] = []
-        self.sessions: list[HeldSession] = []
+        self._fields: list[Fields] = []
+        self._sessions: list[HeldSession] = []
         self.results: tuple[Created | Stored | int, ...] = ()
 
     @property
     def home(self) -> Home | None:
         """Where its sessions are held; ValueError if that is not one place. Not for users."""
-        homes = {one.core_held.home for one in self.sessions}
+        homes = {one.core_held.home for one in self._sessions}
         if len(homes) > 1:
             raise ValueError("the sessions of a transaction are held by one client, or one worker")
         return homes.pop() if homes else None
@@ -194,7 +194,7 @@ class Operations:
         trace: Trace | None = None,
     ) -> None:
         """Begin a session that is stored, due after so many seconds."""
-        self.fields.append(
+        self._fields.append(
             self._calls.new(
                 theme,
                 data,
@@ -238,22 +238,22 @@ class Operations:
 
     def _add(self, op: str, session: HeldSession | Target, fields: Fields) -> None:
         if isinstance(session, HeldSession):
-            self.sessions.append(session)
+            self._sessions.append(session)
             shown = {"id": session.id, "epoch": session.epoch}
         else:
             shown = say.target_of(session)
-        self.fields.append({"op": op, **shown, **fields})
+        self._fields.append({"op": op, **shown, **fields})
 
     def failed(self) -> None:
         """Take note that it was not done, or nobody knows. Not for users."""
-        for session in self.sessions:
+        for session in self._sessions:
             session.catch_up()
 
     def answered(self, results: list[Result]) -> tuple[Created | Stored | int, ...]:
         """Take what each was answered: created, stored, or a revision. Not for users."""
-        self.results = tuple(map(_result, self.fields, results))
-        for session in dict.fromkeys(self.sessions):
-            session.keep_up(self.fields)
+        self.results = tuple(map(_result, self._fields, results))
+        for session in dict.fromkeys(self._sessions):
+            session.keep_up(self._fields)
         return self.results
 
 

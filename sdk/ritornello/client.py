@@ -453,7 +453,7 @@ class Txn(Operations):
 
     async def commit(self) -> tuple[Created | Stored | int, ...]:
         """Do them all now. Raises `TxnAborted` if one fails, and then none is done."""
-        request = self._calls.txn(self.fields, self.sessions, self._key, self._timeout)
+        request = self._calls.txn(self._fields, self._sessions, self._key, self._timeout)
         try:
             await self._client.front.ask(request, self.home)
         except RitornelloError:

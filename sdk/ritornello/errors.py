@@ -284,5 +284,8 @@ class ProtocolError(RitornelloError):
 
 
 def request_error(fields: Mapping[str, Any]) -> RequestError:
-    """The error for what the cluster said; a `RequestError` itself if its code is not known."""
+    """The error for what the cluster said; a `RequestError` itself if its code is not known.
+
+    Not for users.
+    """
     return _BY_CODE.get(str(fields.get("code")), RequestError)(fields)

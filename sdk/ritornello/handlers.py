@@ -61,7 +61,7 @@ class Handled:
     is_lost: bool  # the session was taken away
 
 
-Hook = Callable[[Handled], None]
+Hook = Callable[[Handled], None]  # told of each session that was handled
 
 
 class Failures:

@@ -38,7 +38,7 @@ REMEMBER_MAX_S = 7 * 86_400.0  # as the cluster has it
 REASON_CHARS = 256
 COUNT_MAX = 16_384
 
-Preference = Literal["any", "leader", "nearest"]
+Preference = Literal["any", "leader", "nearest"]  # which node a client goes to
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,8 +35,8 @@ from ritornello.verdicts import Park, Remove, Store, Verdict
 
 _log = logging.getLogger("ritornello.worker")
 
-Handle = Callable[[Session], Awaitable[Verdict | None]]
-Middleware = Callable[[Session, Handle], Awaitable[Verdict | None]]
+Handle = Callable[[Session], Awaitable[Verdict | None]]  # what handles a session
+Middleware = Callable[[Session, Handle], Awaitable[Verdict | None]]  # around a handler
 
 H = TypeVar("H", bound=Handle)
 

@@ -7,3 +7,5 @@
 
 The other modules are commands.
 """
+
+INTERRUPTED = 130  # the status of whoever ends by a signal, as shells have it for SIGINT

@@ -3,7 +3,7 @@
 import os
 import sys
 
-_INTERRUPTED = 130
+from ritornello.cli import INTERRUPTED
 
 
 def main() -> None:
@@ -17,7 +17,7 @@ def main() -> None:
         sys.stderr.write("The command needs more than the client: pip install 'ritornello[cli]'\n")
         sys.exit(2)
     except KeyboardInterrupt:
-        sys.exit(_INTERRUPTED)
+        sys.exit(INTERRUPTED)
     ritornello(prog_name="ritornello")
 
 

@@ -21,7 +21,7 @@ import click
 from click.core import ParameterSource
 
 from ritornello import errors
-from ritornello.cli import contexts
+from ritornello.cli import INTERRUPTED, contexts
 from ritornello.cli.calling import FiniteRange, Given
 
 STATUSES: tuple[tuple[type[BaseException], int], ...] = (
@@ -40,8 +40,6 @@ STATUSES: tuple[tuple[type[BaseException], int], ...] = (
     (OSError, 1),
     (ValueError, 2),
 )
-INTERRUPTED = 130
-
 
 # Commands by their names: where they are. Each is loaded when it is needed.
 COMMANDS: Mapping[str, str] = {

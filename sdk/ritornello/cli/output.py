@@ -18,6 +18,7 @@ console = Console()
 errors = Console(stderr=True)
 
 _KIB = 1024
+_PART_ROWS = 200  # of a long table that are drawn together
 
 
 def is_terminal() -> bool:
@@ -42,19 +43,31 @@ def row(cells: Sequence[object]) -> None:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> None:
-    """Say rows."""
+    """Say rows. A long table is drawn in parts, and what has come is drawn if it is broken off."""
     if not is_terminal():
         for one in rows:
             row(one)
         return
-    headings = map(escape, columns)
-    drawn = Table(title=title or None, header_style="bold", box=None, pad_edge=False)
-    for one in headings:
-        drawn.add_column(one, overflow="fold")  # a key that is cut short is of no use
-    for cells in rows:
-        # As `Text`: brackets in a key are no markup.
-        drawn.add_row(*(Text(_plain(cell)) for cell in cells))
+    drawn = _empty(columns, title)
+    try:
+        for cells in rows:
+            if drawn.row_count == _PART_ROWS:
+                console.print(drawn)
+                drawn = _empty(columns)
+            # As `Text`: brackets in a key are no markup.
+            drawn.add_row(*(Text(_plain(cell)) for cell in cells))
+    except BaseException:
+        if drawn.row_count:
+            console.print(drawn)
+        raise
     console.print(drawn)
+
+
+def _empty(columns: Sequence[str], title: str = "") -> Table:
+    drawn = Table(title=title or None, header_style="bold", box=None, pad_edge=False)
+    for one in map(escape, columns):
+        drawn.add_column(one, overflow="fold")  # a key that is cut short is of no use
+    return drawn
 
 
 def _plain(value: object) -> str:

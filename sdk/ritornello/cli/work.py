@@ -16,10 +16,8 @@ import click
 import msgspec
 
 from ritornello import Handled, Park, Remove, Session, Store, Verdict, Worker, WorkerOptions
-from ritornello.cli import output
+from ritornello.cli import INTERRUPTED, output
 from ritornello.cli.calling import FiniteRange, Given
-
-INTERRUPTED = 130
 
 _STORE_STATUS = os.EX_TEMPFAIL
 _PARK_STATUS = 100  # sysexits.h ends at 78, and shells begin at 126

@@ -22,7 +22,7 @@ from ritornello.models import SessionView
 
 T = TypeVar("T")
 
-Token = str | Callable[[], str | None] | None
+Token = str | Callable[[], str | None] | None  # called for each connection
 
 _START_S = 10.0
 

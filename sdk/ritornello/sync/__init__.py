@@ -13,6 +13,6 @@ Clients and sessions may be used by many threads at once.
 
 from ritornello.sync.client import Client, Txn
 from ritornello.sync.session import Session
-from ritornello.sync.worker import Handler, Worker
+from ritornello.sync.worker import Handle, Handler, Middleware, Worker
 
-__all__ = ["Client", "Handler", "Session", "Txn", "Worker"]
+__all__ = ["Client", "Handle", "Handler", "Middleware", "Session", "Txn", "Worker"]

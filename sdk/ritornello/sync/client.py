@@ -421,7 +421,7 @@ class Txn(Operations):
 
     def commit(self) -> tuple[Created | Stored | int, ...]:
         """Do them all now. Raises `TxnAborted` if one fails, and then none is done."""
-        request = self._calls.txn(self.fields, self.sessions, self._key, self._timeout)
+        request = self._calls.txn(self._fields, self._sessions, self._key, self._timeout)
         try:
             ask(self._client.core, request, self.home)
         except RitornelloError:

@@ -37,8 +37,8 @@ from ritornello.verdicts import Park, Remove, Store, Verdict
 
 _log = logging.getLogger("ritornello.worker")
 
-Handle = Callable[[Session], Verdict | None]
-Middleware = Callable[[Session, Handle], Verdict | None]
+Handle = Callable[[Session], Verdict | None]  # what handles a session
+Middleware = Callable[[Session, Handle], Verdict | None]  # around a handler
 
 H = TypeVar("H", bound=Handle)
 

@@ -36,6 +36,7 @@ class Fault:
         of: str | Iterable[str] | None,
         seconds: float = 0.0,
     ) -> None:
+        """Not for users: `Faults` makes them."""
         if answers is not None and answers < 1:
             raise ValueError(f"answers is {answers}; it is 1 or more")
         if not seconds >= 0:
@@ -57,7 +58,10 @@ class Fault:
         return self._answers is not None and self.happened >= self._answers
 
     def is_of(self, operation: str, *, is_push: bool) -> bool:
-        """Whether it is about what is said of this operation, or pushed under this name."""
+        """Whether it is about what is said of this operation, or pushed under this name.
+
+        Not for users.
+        """
         if self._of is not None:
             return operation in self._of
         return not is_push and operation not in _OWN
@@ -86,7 +90,7 @@ class Faults:
     """
 
     def __init__(self, cut: Callable[[], object]) -> None:
-        """`cut` breaks all connections, from any thread."""
+        """`cut` breaks all connections, from any thread. Not for users: a server has its own."""
         self._cut = cut
         self._lock = threading.Lock()
         self._standing: list[Fault] = []
@@ -160,11 +164,11 @@ class Faults:
 
     @property
     def is_any(self) -> bool:
-        """Whether anything shall go wrong."""
+        """Whether anything shall go wrong. Not for users."""
         return bool(self._standing)
 
     def refuses(self) -> bool:
-        """Whether a connection that comes is broken off."""
+        """Whether a connection that comes is broken off. Not for users."""
         with self._lock:
             for fault in self._standing:
                 if fault.kind == REFUSE:
@@ -173,7 +177,7 @@ class Faults:
             return False
 
     def strike(self, operation: str, *, is_push: bool = False) -> list[Fault]:
-        """What goes wrong with this answer, which counts for each of them."""
+        """What goes wrong with this answer, which counts for each of them. Not for users."""
         with self._lock:
             struck = [
                 one

@@ -45,6 +45,7 @@ class Clock:
     def __init__(
         self, server: MemoryServer, run: Callable[[Coroutine[Any, Any, Any]], Any]
     ) -> None:
+        """Not for users: a server has its own."""
         self._server = server
         self._run = run
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ritornello.cli.main import COMMANDS, INTERRUPTED, STATUSES
+from ritornello.cli import INTERRUPTED
+from ritornello.cli.main import COMMANDS, STATUSES
 from tests.api.servers import in_a_thread, server
 from tests.sdk.docs.pages import PAGES, run_shell, sections
 
