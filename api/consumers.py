@@ -93,6 +93,7 @@ class Consumer:
         self._shown: dict[tuple[int, int], int] = {}
         self._doubts = 0
         self._spares_until_s = 0.0  # see SPARE_S
+        self._found_s: dict[tuple[int, int], float] = {}  # when each was found that is spared
         self._timer = loop.call_later(self._period_s, self._beat)
 
     # For its connection
@@ -242,20 +243,27 @@ class Consumer:
             if operator is not None and operator.consumer is self:
                 self._operators.part(operator)
             self.held.discard(session_id)
-        for session_id, epoch in given.items():
-            if session_id in self.held:
-                continue
+        unknown = dict.fromkeys(one for one in given.items() if one[0] not in self.held)
+        for session_id, epoch in unknown:
             operator = self._operators.find(session_id)
             if (session_id, epoch) in self._shown:
                 # When it was taken nobody knows: perhaps before a verdict of its own.
                 self._operators.begin(session_id, epoch, self, is_told=False)
-            elif self._loop.time() < self._spares_until_s:
+            elif self._is_spared((session_id, epoch)):
                 self._is_unsure = True  # look again later
             elif operator is None or not operator.is_storing:
                 reason = "nobody was told that it was handed out"
                 self._operators.give_back(session_id, epoch, reason)
+        self._found_s = {one: at_s for one, at_s in self._found_s.items() if one in unknown}
         if doubts:
             self._shown = {one: doubt for one, doubt in self._shown.items() if doubt > doubts}
+
+    def _is_spared(self, session: tuple[int, int]) -> bool:
+        """Whether a session may be of a New that is asked for again: for a while each."""
+        now_s = self._loop.time()
+        if now_s >= self._spares_until_s:
+            return False
+        return now_s < self._found_s.setdefault(session, now_s) + SPARE_S
 
 
 class Consumers:

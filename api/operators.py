@@ -429,8 +429,10 @@ class _Together:
         operators, at = self._operators, list(self.at)
         if isinstance(result, Failure):
             operators.budget.spend(result)
-            self.tell(result)
-            operators.skip([self.step])
+            try:
+                self.tell(result)
+            finally:
+                operators.skip([self.step])
             return
         operators.budget.earn()
         for operator in at:
@@ -442,9 +444,11 @@ class _Together:
                 operators.end(operator)
             else:
                 operators.lose(operator)
-        self.tell(result)
-        for operator in at:
-            operator.go_on()
+        try:
+            self.tell(result)
+        finally:
+            for operator in at:
+                operator.go_on()
 
 
 class Operators:
@@ -591,7 +595,14 @@ class Operators:
                 for operator in at:
                     left.extend(operator.give_up(together))
                 freed |= at
-            step.callback(first)
+            try:
+                step.callback(first)
+            except BaseException:
+                self.done(step)
+                self.skip(left)  # the others are told all the same
+                for operator in freed:
+                    operator.go_on()
+                raise
             first = SKIPPED
             self.done(step)
         for operator in freed:

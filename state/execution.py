@@ -554,7 +554,7 @@ class Executor:
         # A session is parked with the causes of all its attempts; shutdowns are none.
         bound = max(self._tables.limits.history_entries, 2 * session.theme.policy.max_attempts)
         while len(added) > bound:
-            causes = [entry.cause for entry in added]
+            causes = [entry.cause for entry in added[:-1]]  # the last one tells how it ended
             del added[causes.index(Cause.SHUTDOWN) if Cause.SHUTDOWN in causes else 0]
         session.history = tuple(added)
         before_bytes = sum([entry.size_bytes for entry in history])

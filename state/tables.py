@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 
 from state.errors import Failure, LimitExceeded, Malformed, Refused
-from state.expiries import Expiries, Expiry
+from state.expiries import Expiries
 from state.leases import LeaseCalendar
 from state.ledger import Ledger, Undo
 from state.limits import CHUNK_OVERHEAD_BYTES, THEME_MAX, Limits
@@ -274,6 +274,7 @@ class Tables:
         receipt = self.receipts.pop(key, None)
         if receipt is not None:
             self.size_bytes -= receipt.size_bytes
+            self.expiries.remove(receipt.expires_ms, key)
             if receipt.unused_id:
                 del self.unused[receipt.unused_id]
             self.ledger.removed(receipt)
@@ -306,14 +307,8 @@ class Tables:
 
     def first_to_expire(self) -> Receipt | None:
         """The receipt whose time is over first."""
-        first = self.expiries.first(self._is_there)
+        first = self.expiries.first()
         return None if first is None else self.receipts[first[1]]
-
-    def _is_there(self, expiry: Expiry) -> bool:
-        """Whether a receipt is still known, and was not replaced since."""
-        expires_ms, key = expiry
-        receipt = self.receipts.get(key)
-        return receipt is not None and receipt.expires_ms == expires_ms
 
     # Batches and transactions
 

@@ -244,10 +244,10 @@ class Service:
         if request.repeat_after is None:
             self._may_be_given(request)
             name = self._consumer.name
-        created = partial(self._created, request.seq, is_keyed)
+        created = partial(self._created, request.seq, is_keyed, request.until_used)
         self._gateway.submit(request.encoded(name), created)
 
-    def _created(self, seq: int, is_keyed: bool, result: Result) -> None:  # noqa: FBT001 - bound
+    def _created(self, seq: int, is_keyed: bool, is_first: bool, result: Result) -> None:  # noqa: FBT001 - bound
         if not isinstance(result, Created) or not result.epoch:
             self._budget.note(result)
             if isinstance(result, Failure):
@@ -257,15 +257,18 @@ class Service:
         self._budget.earn()
         session_id, epoch = result.session_id, result.epoch
         consumer, name = self._consumer, self._consumer.name
-        # Done before under its key, it may be another connection's.
-        is_given = not is_keyed or self._gateway.is_held(session_id, epoch, name)
+
+        def is_held() -> bool:
+            return self._gateway.is_held(session_id, epoch, name)
 
         def claimed() -> None:
             answer = answer_of(result, seq)
-            answer.lease_ms = self._gateway.lease_ms(session_id)
+            answer.lease_ms = self._gateway.lease_ms(session_id) if is_held() else 0
             self._out.answer(answer)
 
-        if is_given:
+        # Done before under its key, it may be another connection's. What is sent first and comes
+        # later than that is nobody's any more.
+        if not is_keyed or is_first or is_held():
             # With a key it may come back for it, over another connection.
             consumer.take(session_id, epoch, is_known=is_keyed)
             claimed()

@@ -5,7 +5,7 @@ The file begins with a header in a sector of its own:
 | Offset | Field                                                                     |
 | ------ | ------------------------------------------------------------------------- |
 | 0      | magic, 8 bytes: `RtnlJrnl`                                                |
-| 8      | format version, u32: 1                                                    |
+| 8      | format version, u32: 2                                                    |
 | 12     | CRC32C of the 12 bytes before it, u32: so far every version is the same   |
 | 16     | segment number, u64                                                       |
 | 24     | number of the segment's first frame, u64                                  |
@@ -48,7 +48,7 @@ from crc32c import crc32c
 from cluster.storage.disk import Buffer, File
 from cluster.storage.errors import DamagedError, OtherVersionError
 
-VERSION = 1
+VERSION = 2  # to be raised as well when the operations that are in records have another form
 MAGIC = b"RtnlJrnl"
 TAG_BYTES = 8
 SECTOR_BYTES = 512
@@ -111,10 +111,10 @@ def decode_header(path: str, data: bytes) -> Header:
         raise DamagedError(path, "it does not begin as a segment of a journal", 0)
     if crc32c(data[: _START.size - _CRC.size]) != start_crc:
         raise DamagedError(path, "the checksum of the format's version is wrong", 0)
-    if version > VERSION:
+    if version == 0:
+        raise DamagedError(path, "there never was a format version 0", 0)
+    if version != VERSION:
         raise OtherVersionError(path, version, VERSION)
-    if version < VERSION:
-        raise DamagedError(path, f"there never was a format version {version}", 0)
     header = Header(*_HEADER.unpack_from(data, _START.size))
     (crc,) = _CRC.unpack_from(data, HEADER_BYTES - _CRC.size)
     if crc != header.seed:

@@ -47,6 +47,7 @@ LEASES_S = 85.0  # who is silent has vanished by then, and has lost what it held
 SESSIONS_MAX = 8
 CONNECTIONS_MAX = 5
 WRONG_REVISION = 10_000
+SHOWN = -1  # a session whose epoch was shown by somebody who does not hold it
 VERDICTS = (op.Remove, op.Store, op.Park)
 OVER = frozenset({"lease_lost", "session_not_found"})
 
@@ -163,7 +164,7 @@ class ModelGateway(FakeGateway):
 class ModelCluster(FakeCluster):
     """What is committed, and a state that is always up to date."""
 
-    def __init__(self, on_done: Callable[["ModelGateway | None", bytes], None]) -> None:
+    def __init__(self, on_done: Callable[["ModelGateway | None", bytes, Result], None]) -> None:
         super().__init__()
         self._on_done = on_done
         self._gateways: list[ModelGateway] = []
@@ -186,7 +187,7 @@ class ModelCluster(FakeCluster):
         results = self.machine.apply(self.index, batch).results[1:]
         for one, result in zip(encoded, results, strict=True):
             if not isinstance(result, Failure):
-                self._on_done(owner, one)
+                self._on_done(owner, one, result)
         for gateway in self._gateways:
             gateway.behind.append(Entry(self.index, batch, owner, callbacks))
         for gateway in self._gateways:
@@ -249,6 +250,26 @@ class Poll:
     waiter: Waiter | None = None
     is_left: bool = False  # it is told nothing any more
     is_answered: bool = False
+
+
+@dataclass(eq=False, slots=True)
+class Keyed:
+    """A New under an idempotency key, which may be asked for more than once."""
+
+    key: bytes
+    operation: op.New
+    asker: "Connection | None" = None  # the last one
+    is_unknown: bool = False  # and that was told so
+    is_heard: bool = False  # the answer has come
+
+    @property
+    def comes_again(self) -> bool:
+        """Whether it is time to ask once more."""
+        is_open = self.asker is not None and self.asker.is_open
+        return not self.is_heard and (self.is_unknown or not is_open)
+
+    def __str__(self) -> str:
+        return self.key.decode()
 
 
 class Ask(NamedTuple):
@@ -369,27 +390,37 @@ class Connection:
         touch = encode(op.Touch(session_id, epoch, self.name))
         self.node.gateway.submit(touch, self.world.once(touched), is_ending=True)
 
-    def new(self, operation: op.New, *, is_idempotent: bool) -> None:
+    def new(self, operation: op.New, keyed: "Keyed | None" = None) -> None:
+        """Ask for a new session, under a key perhaps: for the first time, or again."""
+        is_first = keyed is not None and keyed.asker is None
+        if keyed is not None:
+            keyed.asker, keyed.is_unknown = self, False
+
         def created(result: Result) -> None:
             if isinstance(result, Failure):
-                self.is_unsure |= result.outcome is Outcome.UNKNOWN
-                self.consumer.doubts(result, comes_back=is_idempotent)
+                is_unknown = result.outcome is Outcome.UNKNOWN
+                self.is_unsure |= is_unknown
+                self.consumer.doubts(result, comes_back=keyed is not None)
+                if keyed is not None and keyed.asker is self:
+                    keyed.is_unknown |= is_unknown
             if not isinstance(result, Created) or not result.epoch:
                 return
             session_id, epoch = result.session_id, result.epoch
-            if is_idempotent:
+            if keyed is not None:
                 self.heard_of.add(session_id)  # it may ask again
-            if is_idempotent and not self.node.gateway.is_held(session_id, epoch, self.name):
-                self.given([(session_id, epoch)], None)
-            else:
-                self.consumer.take(session_id, epoch, is_known=is_idempotent)
+                keyed.is_heard |= self.is_open and keyed.asker is self
+            is_held = self.node.gateway.is_held(session_id, epoch, self.name)
+            if keyed is None or is_first or is_held:
+                self.consumer.take(session_id, epoch, is_known=keyed is not None)
                 self.hears(session_id, epoch)
+            elif not self.consumer.is_gone:
+                self.given([(session_id, epoch)], None)
 
         self.consumer.asks()
-        self.world.tell((self, "asks for a new one"))
+        self.world.tell((self, "asks for a new one", keyed))
         asked: Operation = op.New(operation.theme, operation.key, consumer=self.name)
-        if is_idempotent:
-            asked = op.Idempotent(b"new %d" % self.world.next_number(), 10**7, asked, 1)
+        if keyed is not None:
+            asked = op.Idempotent(keyed.key, 10**7, asked, int(is_first))
         self.node.gateway.submit(encode(asked), self.world.once(created))
 
     def acquire(self, operation: op.Acquire | op.AcquireSession) -> None:
@@ -432,6 +463,9 @@ class World:
         # By an operator's verdict that was answered, and by whom.
         self.ended: set[tuple[Connection | None, int, int]] = set()
         self.polls: list[Poll] = []
+        self.keyed: list[Keyed] = []
+        # By keys: sessions that were begun, but for those whose epoch somebody else has shown.
+        self.begun: dict[bytes, int] = {}
         self._is_calm = False
         self._number = 0
         self._open = 0  # requests that are not answered
@@ -626,10 +660,14 @@ class World:
                 if behind.number > said.number:
                     behind.is_skipped = True
 
-    def _done(self, owner: ModelGateway | None, encoded: bytes) -> None:
+    def _done(self, owner: ModelGateway | None, encoded: bytes, result: Result) -> None:
         """Take note of what is applied, and look whether it may be."""
         if owner is None:
             return
+        if encoded[1] == op.Idempotent.code and isinstance(result, Created):
+            key, session_id = _unpack(encoded)[1], result.session_id
+            is_same = self.begun.setdefault(key, session_id) in {session_id, SHOWN}
+            must(is_same, "begun twice under one key:", key, session_id)
         if encoded[1] != op.Heartbeat.code:
             self.tell((owner.name, "does", _unpack(encoded)))
         candidates = self._by_bytes.get((owner, encoded))

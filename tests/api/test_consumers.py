@@ -320,6 +320,24 @@ def test_what_may_be_asked_for_again_is_given_back_only_after_a_while(node: Node
     assert node.session(held).phase is Phase.ACTIVE
 
 
+def test_new_doubts_do_not_keep_what_nobody_knows_of(node: Node) -> None:
+    consumer, _ = node.connect()
+    held = node.new(consumer)
+    consumer.asks()
+    acquire = op.New(THEME, consumer=consumer.name)
+    node.gateway.submit(encode(acquire), consumer.doubts)  # type: ignore[arg-type]
+    node.gateway.expire()
+    unknown_s = TimedOut(was_sent=True, waited_ms=1)
+    period_s = LEASE_S / BEATS_PER_LEASE
+    for _ in range(int((SPARE_S + 3 * period_s) / period_s)):
+        consumer.doubts(unknown_s, comes_back=True)
+        consumer.was_heard = True
+        node.cluster.loop.advance(period_s)
+        node.gateway.commit_all()
+    assert node.session(held + 1).phase is Phase.READY
+    assert node.session(held).phase is Phase.ACTIVE
+
+
 def test_what_is_found_to_be_its_own_was_not_taken_after_its_own_verdict(node: Node) -> None:
     consumer, connection = node.connect()
     session_id = node.new(node.connect()[0])

@@ -23,11 +23,13 @@ from tests.api.front_model import (
     OVER,
     QUICK,
     SESSIONS_MAX,
+    SHOWN,
     SLOW,
     THEMES,
     WRONG_REVISION,
     Ask,
     Connection,
+    Keyed,
     Node,
     Session,
     World,
@@ -240,13 +242,22 @@ class Steps:
 
     def begin(self) -> None:
         world = self.world
+        again = [one for one in world.keyed if one.comes_again]
+        if again and self.chance(0.5):
+            one = self.random.choice(again)
+            self.connection().new(one.operation, one)
+            return
         if world.cluster.machine.session_count >= SESSIONS_MAX:
             self.acquire()
             return
         key = b"k%d" % world.next_number() if self.chance(0.2) else None
         new = op.New(self.random.choice(THEMES), key)
         if self.chance(0.8):
-            self.connection().new(new, is_idempotent=self.chance(0.15))
+            keyed: Keyed | None = None
+            if self.chance(0.3):
+                keyed = Keyed(b"new %d" % world.next_number(), new)
+                world.keyed.append(keyed)
+            self.connection().new(new, keyed)
             return
         node, is_abandoned = self.node(), self.chance(0.3)
 
@@ -399,6 +410,9 @@ class Steps:
                 op.Acquire(THEMES, 1, b"elsewhere"),
             )
         )
+        for key, session_id in world.begun.items():
+            if session_id == one.session_id:
+                world.begun[key] = SHOWN
         world.cluster.do(operation)
 
 
@@ -539,7 +553,7 @@ class Story:
         self.here, self.there = self.world.nodes[0], self.world.nodes[second]
         self.first = self.world.connect(self.here)
         self.second = self.world.connect(self.there)
-        self.first.new(op.New(SLOW), is_idempotent=False)
+        self.first.new(op.New(SLOW))
         self.here.gateway.commit_some(1)
         ((self.id, _),) = self.first.believes.items()
 
@@ -554,7 +568,7 @@ class Story:
 
 def test_one_session_lost_and_one_gained_are_as_many_but_not_the_same() -> None:
     story = Story(second=1)
-    story.first.new(op.New(SLOW), is_idempotent=False)
+    story.first.new(op.New(SLOW))
     story.here.gateway.expire_some(1, was_sent=True, is_lost=False)
     story.second.touch(story.id, 1)
     story.world.end()
@@ -584,7 +598,7 @@ def test_order_holds_though_a_session_was_resumed_at_another_node() -> None:
 
 def test_what_was_asked_for_by_who_has_left_is_released_whenever_it_is_done() -> None:
     story = Story(second=0)
-    story.second.new(op.New(SLOW), is_idempotent=True)
+    story.second.new(op.New(SLOW), Keyed(b"key", op.New(SLOW)))
     story.second.leave(Cause.DISCONNECTED)
     story.here.gateway.commit_some(2)
     story.here.gateway.expire_some(1, was_sent=True, is_lost=False)
@@ -633,7 +647,7 @@ def test_what_was_in_doubt_takes_no_room_when_it_is_settled() -> None:
 def _doubts(*, is_first_done: bool) -> None:
     """Resume two sessions in doubt, with a heartbeat between them; the second is done late."""
     story = Story(second=0)
-    story.first.new(op.New(SLOW), is_idempotent=False)
+    story.first.new(op.New(SLOW))
     story.here.gateway.commit_some(1)
     story.first.vanish()
     one, other = story.world.memory

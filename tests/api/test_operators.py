@@ -698,10 +698,45 @@ def test_in_a_hurry_nothing_is_waited_for_before_a_release(
     assert not at.node.queue
 
 
-def test_a_callback_that_fails_leaves_nothing_waiting(at: Setting) -> None:
-    def fail(_: object) -> None:
-        raise ZeroDivisionError
+def fail(_: object) -> None:
+    raise ZeroDivisionError
 
+
+def test_a_callback_that_fails_leaves_nobody_untold(at: Setting) -> None:
+    refused = encode(op.Append(at.id, 1, b"1", if_revision=9))
+    at.operator.ask(
+        Step(refused, lambda _: None, is_verdict=False, is_ending=False, asker=at.consumer)
+    )
+    append = encode(op.Append(at.id, 1, b"2"))
+    at.operator.ask(Step(append, fail, is_verdict=False, is_ending=False, asker=at.consumer))
+    behind = [at.append(b"3"), at.append(b"4")]
+    with pytest.raises(ZeroDivisionError):
+        at.node.commit()
+    assert behind == [[SKIPPED], [SKIPPED]]
+    assert at.consumer.asked == 0
+    again = at.append(b"5")
+    at.node.commit_all()
+    assert again == [2]
+
+
+@pytest.mark.parametrize("is_refused", [False, True])
+def test_a_transactions_callback_that_fails_leaves_nothing_waiting(
+    at: Setting, *, is_refused: bool
+) -> None:
+    append = op.Append(at.id, 1, b"1", 9 if is_refused else None)
+    shown = [(at.id, 1, False)]
+    encoded = encode(op.Txn((append,)))
+    at.operators.transact(shown, encoded, fail, weight=1, asker=at.consumer)
+    with pytest.raises(ZeroDivisionError):
+        at.node.commit()
+    again = at.append(b"2")
+    at.node.commit_all()
+    assert len(again) == 1
+    assert not isinstance(again[0], Failure)
+    assert at.consumer.asked == 0
+
+
+def test_a_callback_that_fails_leaves_nothing_waiting(at: Setting) -> None:
     append = encode(op.Append(at.id, 1, b"1"))
     at.operator.ask(Step(append, fail, is_verdict=False, is_ending=False, asker=at.consumer))
     behind = at.append(b"2")

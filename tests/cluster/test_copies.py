@@ -54,7 +54,7 @@ async def test_a_copy_has_all_that_was_acknowledged(tmp_path: Path) -> None:
             machine, copy = await loaded(node, tmp_path / "copy")
             assert machine.session_count == number
             assert node.machine.applied_index >= copy.applied_index
-            assert copies(tmp_path / "data") == []
+            await until(lambda: copies(tmp_path / "data") == [])
 
 
 async def test_a_follower_copies_what_another_node_acknowledged(tmp_path: Path) -> None:

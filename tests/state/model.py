@@ -871,7 +871,7 @@ class Model:
         bound = max(self.limits.history_entries, 2 * max_attempts)
         while len(session.history) > bound:
             # Shutdowns go first: they are no attempts.
-            causes = [one.cause for one in session.history]
+            causes = [one.cause for one in session.history[:-1]]
             del session.history[causes.index(Cause.SHUTDOWN) if Cause.SHUTDOWN in causes else 0]
 
     def _emit(self, kind: EventKind, session: ModelSession) -> None:

@@ -351,6 +351,17 @@ def count_of(node: Running) -> Callable[[], int]:
     return lambda: count
 
 
+async def test_a_first_request_that_comes_late_takes_nothing(node: Running) -> None:
+    async with connect(node) as first, connect(node) as second:
+        request = {"theme": THEME, "idempotency_key": "a"}
+        created = await second.ask("new", **request)
+        late = await first.ask("new", **request, until_used=True)
+        assert (late["id"], late["lease_ms"]) == (created["id"], 0)
+        assert (await second.ask("heartbeat"))["held"] == 1
+        assert (await first.ask("heartbeat"))["held"] == 0
+        assert second.pushes == []
+
+
 async def test_a_key_may_be_forgotten_when_the_session_is_used(node: Running) -> None:
     async with connect(node) as first, connect(node) as second:
         request = {"theme": THEME, "idempotency_key": "a"}

@@ -31,14 +31,14 @@ from cluster.storage.records import (
     Truncate,
     Vote,
 )
-from cluster.storage.segments import FRAME_BYTES, HEADER_BYTES, SECTOR_BYTES, SegmentReader
+from cluster.storage.segments import FRAME_BYTES, HEADER_BYTES, SECTOR_BYTES, VERSION, SegmentReader
 from tests.cluster.storage.journal_model import IDENTITY, Model, Writer
 from tests.simulation.disk import Operation, VirtualDirectory
 
 SETTINGS = JournalSettings(
     segment_bytes=8192, frame_max_bytes=1 << 18, spares_max=1, recycled_max=1
 )
-GOLDEN = Path(__file__).parent / "golden" / "segment-v1.hex"
+GOLDEN = Path(__file__).parent / "golden" / "segment-v2.hex"
 FIRST, SECOND, THIRD = (f"segment-{number:016}" for number in (1, 2, 3))
 
 
@@ -398,14 +398,17 @@ def test_a_segment_under_another_name_is_refused() -> None:
         opened(directory)
 
 
-def test_a_newer_version_is_told_from_damage() -> None:
+@pytest.mark.parametrize("version", [VERSION - 1, VERSION + 1])
+def test_another_version_is_told_from_damage(version: int) -> None:
     directory = written()
     content = directory.content(FIRST)
-    content[8:12] = (7).to_bytes(4, "little")
+    content[8:12] = version.to_bytes(4, "little")
     with pytest.raises(DamagedError):
         opened(directory.copy())
     content[12:16] = crc32c(content[:12]).to_bytes(4, "little")
-    with pytest.raises(OtherVersionError, match="version 7, this release reads only 1"):
+    with pytest.raises(
+        OtherVersionError, match=f"version {version}, this release reads only {VERSION}"
+    ):
         opened(directory)
 
 
@@ -710,7 +713,7 @@ GOLDEN_FRAMES: list[list[Record]] = [
 ]
 
 
-def test_version_1_is_what_it_was(*, rewrite: bool) -> None:
+def test_the_version_is_what_it_was(*, rewrite: bool) -> None:
     directory = VirtualDirectory()
     files, _ = JournalFiles.open(directory, IDENTITY, SETTINGS, make_tag=lambda: b"\x01goldtag")
     for frame in GOLDEN_FRAMES:
@@ -722,7 +725,7 @@ def test_version_1_is_what_it_was(*, rewrite: bool) -> None:
     assert dump(content) == GOLDEN.read_text()
 
 
-def test_version_1_can_be_read() -> None:
+def test_the_version_can_be_read() -> None:
     content = bytearray(SETTINGS.segment_bytes)
     for line in GOLDEN.read_text().splitlines():
         place, data = line.split(":")
