@@ -682,7 +682,9 @@ class World:
                 self.seen["given back"] += 1
                 is_known = self.is_known(session_id, epoch)
                 is_refused = self._may_be_refused(owner, session_id, epoch)
-                is_due = is_refused or not is_known
+                # Nobody had come for it in time; it may have been asked for again in that moment.
+                is_spared = session_id in self.begun.values()
+                is_due = is_refused or is_spared or not is_known
                 must(is_due, "stored though somebody knows of it:", session_id, epoch)
             case op.Append.code | op.Replace.code | op.Remove.code | op.Park.code | op.Txn.code:
                 broken("done though nobody has asked:", encoded)
