@@ -7,7 +7,7 @@ from ritornello import limits
 from ritornello.core.core import Core
 from ritornello.core.frames import Message, Result
 from ritornello.core.requests import Held, Home, Request, Way, new_key, nobody
-from ritornello.errors import ProtocolError, request_error
+from ritornello.errors import Outcome, ProtocolError, RitornelloError, request_error
 from ritornello.fields import Data, Fields, OnConflict, Seconds, Target
 from ritornello.held import HeldSession
 from ritornello.models import Created, SessionView, Stored, Trace
@@ -173,6 +173,12 @@ class Operations:
         self._fields: list[Fields] = []
         self._sessions: list[HeldSession] = []
         self.results: tuple[Created | Stored | int, ...] = ()
+        self._is_committed = False
+
+    def _commit_once(self) -> None:
+        if self._is_committed:
+            raise RuntimeError("a transaction is committed once: begin another one")
+        self._is_committed = True
 
     @property
     def home(self) -> Home | None:
@@ -244,8 +250,9 @@ class Operations:
             shown = say.target_of(session)
         self._fields.append({"op": op, **shown, **fields})
 
-    def failed(self) -> None:
+    def failed(self, error: RitornelloError) -> None:
         """Take note that it was not done, or nobody knows. Not for users."""
+        self._is_committed = error.outcome is Outcome.UNKNOWN
         for session in self._sessions:
             session.catch_up()
 

@@ -220,7 +220,15 @@ class Client:
             request = self._calls.resume(id, epoch, timeout)
             await self._ask(request)
             held = resumed(request)
-            return Session(self.front, held, await self.get(id, timeout=timeout))
+            reading = self._calls.get(id, stale=False, timeout=timeout)
+            reading.deadline_s = request.deadline_s
+            try:
+                view = session_of(await self._ask(reading))
+            except BaseException:
+                if not held.owners:  # nobody has it in hand
+                    self._core.give_back(held)
+                raise
+            return Session(self.front, held, view)
 
         return Opening(begin)
 
@@ -448,15 +456,16 @@ class Txn(Operations):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if error is None:
+        if error is None and not self._is_committed:
             await self.commit()
 
     async def commit(self) -> tuple[Created | Stored | int, ...]:
         """Do them all now. Raises `TxnAborted` if one fails, and then none is done."""
+        self._commit_once()
         request = self._calls.txn(self._fields, self._sessions, self._key, self._timeout)
         try:
             await self._client.front.ask(request, self.home)
-        except RitornelloError:
-            self.failed()
+        except RitornelloError as error:
+            self.failed(error)
             raise
         return self.answered(request.results)

@@ -22,6 +22,8 @@ class Front:
 
     async def ask(self, request: Request, home: Home | None = None) -> Message:
         """Have a request done. Raises `RitornelloError`."""
+        if asyncio.get_running_loop() is not self._loop:
+            raise RuntimeError("a client is used in the event loop in which it was opened")
         future: asyncio.Future[Message] = self._loop.create_future()
         mailbox, settle = self._mailbox, self._settle
 
@@ -33,8 +35,8 @@ class Front:
         try:
             return await future
         except asyncio.CancelledError:
-            if not request.is_verdict:  # what ends a session is done, whoever waits for it
-                self.core.cancel(request, home)
+            self.core.cancel(request, home)
+            self.core.give_back_all(request)  # the answer may have come in this very turn
             raise
 
     def _settle(self, answer: _Answer) -> None:

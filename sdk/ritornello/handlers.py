@@ -1,9 +1,10 @@
 """What workers have in common: which handler is for which theme, and when too much has failed."""
 
 import logging
+import threading
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from ritornello import fields as say
@@ -70,30 +71,32 @@ class Failures:
     def __init__(self, most: int | None) -> None:
         self._most = most
         self._count = 0
-        self._last: BaseException | None = None
 
-    def note(self, error: BaseException | None) -> TooManyFailures | None:
-        """Take note of how a session ended. The error, if it is too much."""
-        if error is None:
-            self._count = 0
-            return None
+    def succeeded(self) -> None:
+        """Take note of a session that was given a verdict."""
+        self._count = 0
+
+    def failed(self, name: str) -> TooManyFailures | None:
+        """Take note of a session that has failed, with what. The error, if it is too much."""
         self._count += 1
-        self._last = error
         if self._most is None or self._count < self._most:
             return None
-        name = type(error).__qualname__
         return TooManyFailures(f"{self._count} sessions in a row have failed, the last with {name}")
 
 
 class WorkerBase(Generic[Handle, Around]):
     """A worker's handlers, and what is around them."""
 
-    def __init__(self, concurrency: int, options: WorkerOptions | None) -> None:
-        self._options = options or WorkerOptions(concurrency=concurrency)
+    def __init__(self, concurrency: int | None, options: WorkerOptions | None) -> None:
+        options = options or WorkerOptions()
+        if concurrency is not None:
+            options = replace(options, concurrency=concurrency)
+        self._options = options
         self._by_theme: dict[int, Handle] = {}
         self._middleware: list[Around] = []
         self._hooks: list[Hook] = []
         self._failures = Failures(self._options.failures_max)
+        self._counting = threading.Lock()
         self._error: RitornelloError | None = None
         self._intake: Intake | None = None
 
@@ -103,7 +106,10 @@ class WorkerBase(Generic[Handle, Around]):
         return call
 
     def on_handled(self, call: Hook) -> Hook:
-        """Have something told of each session that was worked on; it must not wait."""
+        """Have something told of each session that was worked on; it must not wait.
+
+        Where handlers run in threads it is called in theirs, by several at a time.
+        """
         self._hooks.append(call)
         return call
 
@@ -133,8 +139,14 @@ class WorkerBase(Generic[Handle, Around]):
         duration_s: float,
         verdict: Verdict | None,
         error: BaseException | None,
+        *,
+        is_told: bool = False,
+        is_forgotten: bool = False,
     ) -> bool:
-        """Tell of a session that was worked on. True if it is time to stop."""
+        """Tell of a session that was worked on. True if it is time to stop.
+
+        `is_told` says that its handler was told to stop, `is_forgotten` that it gave no verdict.
+        """
         is_lost = session.is_lost and not session.is_overdue
         handled = Handled(
             session_id=session.id,
@@ -146,7 +158,7 @@ class WorkerBase(Generic[Handle, Around]):
             error=error,
             is_lost=is_lost,
         )
-        is_failure = isinstance(error, Exception) and not is_lost
+        is_failure = error is not None and not is_lost and not is_told
         if is_failure:
             _log.warning(
                 "a handler has failed: session %s of theme %d, attempt %d",
@@ -155,7 +167,13 @@ class WorkerBase(Generic[Handle, Around]):
                 session.attempts,
                 exc_info=error,
             )
-        too_many = self._failures.note(error if is_failure else None)
+        too_many: TooManyFailures | None = None
+        with self._counting:
+            if is_failure or is_forgotten:
+                name = "no verdict" if error is None else type(error).__qualname__
+                too_many = self._failures.failed(name)
+            elif error is None and not is_lost:
+                self._failures.succeeded()
         if too_many is not None and self._error is None:
             self._error = too_many
         for hook in self._hooks:

@@ -1,7 +1,10 @@
 """What sessions have in common, with and without an event loop."""
 
+import asyncio
+import contextlib
 import logging
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
 
 from ritornello import fields as say
@@ -17,6 +20,10 @@ _log = logging.getLogger("ritornello")
 TOLD_TO_STOP = "whoever worked on it was told to stop"  # a reason
 
 
+# What ends a program, or a task, and is no failure of the work.
+_STOPS = (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit)
+
+
 class NoVerdictWarning(UserWarning):
     """A session was left without a verdict, and so it was stored."""
 
@@ -28,6 +35,7 @@ class HeldSession:
         """Not for users: a `Client` or a `Worker` makes it."""
         self._core = core
         self._held = held
+        held.owners += 1
         self._view = view
         self._chunks = list(view.chunks)
         self._has_verdict = False
@@ -175,18 +183,48 @@ class HeldSession:
         fields = {"op": "park", "reason": say.reason_of(reason)}
         return self._request(fields, timeout, is_verdict=True)
 
-    def _leaving(self, error: BaseException | None) -> Request:
-        """The verdict of a session that was left without one."""
+    def _leaving(self, error: BaseException | None, *, is_told: bool = True) -> Request:
+        """The verdict of a session that was left without one.
+
+        `is_told` says whether a cancellation came from whoever may say so.
+        """
         cause: StoreCause
         if error is None:
             cause, reason = "failed", "it was left without a verdict"
-        elif isinstance(error, Exception):
+        elif not is_told or not isinstance(error, _STOPS):
             cause, reason = "failed", type(error).__qualname__
         else:
             cause, reason = "shutdown", TOLD_TO_STOP
         request = self._storing(None, cause, reason, self._core.options.close_s)
         request.seen_failures = sys.maxsize  # whatever has failed, and whether that was seen
+        request.is_unconditional = True
         return request
+
+    def _warn(self) -> None:
+        warnings.warn(
+            f"session {self.id} was left without a verdict, and is stored",
+            NoVerdictWarning,
+            stacklevel=3,
+        )
+
+    def __del__(self) -> None:
+        # Nobody can work on it any more, and heartbeats would keep it.
+        held: Held | None = getattr(self, "_held", None)
+        if held is None:
+            return
+        held.owners -= 1
+        if held.owners or held.is_gone or held.has_verdict or self._has_verdict:
+            return
+        if not self._core.is_open:
+            return
+        self._core.give_back(held, "nobody works on it any more")
+        with contextlib.suppress(Exception):  # where warnings are errors nobody could catch it
+            warnings.warn(
+                f"session {held.id} was forgotten without a verdict, and is stored",
+                NoVerdictWarning,
+                stacklevel=2,
+                source=self,
+            )
 
     # Answers
 

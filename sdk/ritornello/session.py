@@ -1,7 +1,6 @@
 """A session that is held, for programs with an event loop."""
 
 import asyncio
-import warnings
 from collections.abc import Callable, Coroutine, Generator
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
@@ -12,7 +11,7 @@ from ritornello.core.requests import Held, Request
 from ritornello.errors import LeaseLost, RitornelloError
 from ritornello.fields import Data, Seconds, StoreCause
 from ritornello.front import Front
-from ritornello.held import HeldSession, NoVerdictWarning
+from ritornello.held import HeldSession
 from ritornello.models import SessionView, Stored
 
 S = TypeVar("S", bound="Session | None")
@@ -128,18 +127,19 @@ class Session(HeldSession):
             if error is None or (self._was_cancelled and isinstance(error, asyncio.CancelledError)):
                 raise self._held.over() from None
             return
-        if error is None:
-            warnings.warn(
-                f"session {self.id} was left without a verdict, and is stored",
-                NoVerdictWarning,
-                stacklevel=2,
-            )
+        # Only what was asked of this task tells it to stop; another cancellation is a failure.
+        is_told = not isinstance(error, asyncio.CancelledError) or (
+            task is not None and task.cancelling() > self._cancelling
+        )
         try:
-            await self._end(self._leaving(error))
+            await self._end(self._leaving(error, is_told=is_told))
         except RitornelloError as failure:
             if error is None:
                 raise
-            error.add_note(f"the session {self.id} could not be stored: {failure}")
+            error.add_note(f"the session {self.id} is not known to be stored: {failure}")
+        finally:
+            if error is None:
+                self._warn()
 
     async def _take_back(self, task: asyncio.Task[Any], error: BaseException | None) -> bool:
         """Undo the cancellation that came with the loss. True if there was another one."""

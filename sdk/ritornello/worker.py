@@ -27,7 +27,7 @@ from ritornello import fields as say
 from ritornello.client import Client
 from ritornello.core.requests import Held
 from ritornello.core.thread import Mailbox
-from ritornello.errors import LeaseLost, RequestError, RitornelloError
+from ritornello.errors import LeaseLost, RitornelloError
 from ritornello.handlers import WorkerBase, WorkerOptions, needs_verdict
 from ritornello.models import SessionView
 from ritornello.session import Session
@@ -60,13 +60,14 @@ class Worker(WorkerBase[Handle, Middleware]):
         self,
         client: Client,
         *,
-        concurrency: int = 10,
+        concurrency: int | None = None,
         options: WorkerOptions | None = None,
     ) -> None:
         super().__init__(concurrency, options)
         self._client = client
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping: asyncio.Event | None = None
+        self._is_stopped = False
 
     # What it does
 
@@ -85,6 +86,8 @@ class Worker(WorkerBase[Handle, Middleware]):
 
     def add(self, handler: Handler) -> None:
         """Have an object work on the sessions of its `themes`."""
+        if not inspect.iscoroutinefunction(handler.handle):
+            raise TypeError("`handle` is an `async def`; ritornello.sync has others")
         self._add(handler.themes, handler.handle)
 
     # Its life
@@ -98,6 +101,8 @@ class Worker(WorkerBase[Handle, Middleware]):
             raise RuntimeError("a worker runs once")
         self._check()
         self._stopping = asyncio.Event()
+        if self._is_stopped:
+            self._stopping.set()
         loop = asyncio.get_running_loop()
         signals = (signal.SIGTERM, signal.SIGINT) if handle_signals else ()
         for one in signals:
@@ -112,6 +117,7 @@ class Worker(WorkerBase[Handle, Middleware]):
 
     def stop(self) -> None:
         """Take no more sessions, and end when those that it has are done."""
+        self._is_stopped = True
         if self._stopping is not None:
             self._stopping.set()
 
@@ -122,8 +128,9 @@ class Worker(WorkerBase[Handle, Middleware]):
         def given(held: Held, view: SessionView) -> None:
             mailbox.post(self._begin, (held, view))
 
-        def refused(error: RequestError) -> None:
-            mailbox.post(self._refused, error)
+        def refused(error: RitornelloError) -> None:
+            with suppress(RuntimeError):  # the loop may be gone
+                mailbox.post(self._refused, error)
 
         stopping = self._stopping
         assert stopping is not None  # noqa: S101 - for mypy
@@ -133,7 +140,8 @@ class Worker(WorkerBase[Handle, Middleware]):
             await stopping.wait()
         finally:
             stopping.set()
-            intake.want((), 0)
+            with suppress(RitornelloError):
+                intake.end()  # what comes before that is done is given back here
             await self._finish()
             with suppress(RitornelloError):
                 await asyncio.shield(asyncio.wrap_future(intake.close(core.options.close_s)))
@@ -150,9 +158,10 @@ class Worker(WorkerBase[Handle, Middleware]):
             if self._tasks:
                 await asyncio.wait(self._tasks, timeout=self._client.core.options.close_s)
 
-    def _refused(self, error: RequestError) -> None:
-        self._error = error
-        self.stop()
+    def _refused(self, error: RitornelloError) -> None:
+        if self._stopping is not None and not self._stopping.is_set():
+            self._error = error
+            self.stop()
 
     # Sessions
 
@@ -185,19 +194,28 @@ class Worker(WorkerBase[Handle, Middleware]):
         begun_s = time.monotonic()
         verdict: Verdict | None = None
         error: BaseException | None = None
+        is_forgotten = False
         try:
             async with session:
                 verdict = await self._wrapped(handle)(session)
                 await give(session, verdict)
+                is_forgotten = session.is_held
         except LeaseLost as loss:
             error = loss
-        except asyncio.CancelledError as cancelled:
-            error = cancelled
-        except Exception as failure:  # noqa: BLE001 - of any handler
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as failure:  # noqa: BLE001 - of any handler
             error = failure
-        if self._note(session, time.monotonic() - begun_s, verdict, error):
+        task = asyncio.current_task()
+        is_told = isinstance(error, asyncio.CancelledError) and (
+            task is not None and task.cancelling() > 0
+        )
+        duration_s = time.monotonic() - begun_s
+        if self._note(
+            session, duration_s, verdict, error, is_told=is_told, is_forgotten=is_forgotten
+        ):
             self.stop()
-        if isinstance(error, asyncio.CancelledError):
+        if is_told and error is not None:
             raise error
 
     def _wrapped(self, handle: Handle) -> Handle:

@@ -54,18 +54,25 @@ class Given:
             return None  # the variable may well be for another cluster
         return os.environ.get(name) or None
 
+    def _ready(self, cluster: contexts.Context) -> Token:
+        """The token, which can be had at least now. Raises `ContextError`."""
+        token = self.token(cluster)
+        if callable(token):
+            token()
+        return token
+
     def async_client(self, prefer: Preference = "any") -> AsyncClient:
         """The same, for programs with an event loop."""
         found = self.cluster()
         options = Options(timeout_s=self.timeout_s, prefer=prefer)
-        token, tls = self.token(found), found.tls()
+        token, tls = self._ready(found), found.tls()
         return AsyncClient(found.urls, token=token, tls=tls, options=options)
 
     def client(self) -> Client:
         """A client of the cluster that is meant. Raises `ContextError`, ValueError."""
         found = self.cluster()
         options = Options(timeout_s=self.timeout_s)
-        return Client(found.urls, token=self.token(found), tls=found.tls(), options=options)
+        return Client(found.urls, token=self._ready(found), tls=found.tls(), options=options)
 
 
 def with_client(call: Callable[..., Any]) -> Callable[..., Any]:

@@ -12,6 +12,7 @@ twice has an idempotency key, or is not sent again.
 import heapq
 import itertools
 import random
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -43,6 +44,7 @@ _HEAD_BYTES = 5  # of a list of requests, at most
 _LEASE_S = 30.0  # of a session whose lease an older server has not told
 _CLAIMS = frozenset({"resume", "touch"})
 _RESUMED = "resumed"  # why a session is lost: somebody has resumed it elsewhere
+_LOOK_AGAIN_S = 0.5  # at a session that is overdue, while a verdict is on its way
 _WAIT_END_S = 0.2  # an acquire whose wait ends so soon is not asked again
 
 OnSession = Callable[[Held, SessionView], None]
@@ -87,6 +89,7 @@ class Conversation:
         self._laters = itertools.count()
         self._soonest_s = FOREVER  # not after the first deadline
         self._expiring_s = FOREVER  # not after the first lease's end
+        self._bounding_s = FOREVER  # not after the first session is overdue
         self._is_closed = False
 
     # For callers
@@ -111,6 +114,8 @@ class Conversation:
     def _refusal(self, request: Request) -> RitornelloError | None:
         if self._is_closed:
             return ClientClosed("the client is closed")
+        if request.is_unconditional:
+            return None
         if len(self._open) >= limits.REQUESTS_MAX:
             detail = f"{limits.REQUESTS_MAX} requests have no answer yet, and no more may wait"
             return _refused("overloaded", detail, retryable=True)
@@ -119,7 +124,15 @@ class Conversation:
         return None
 
     def cancel(self, request: Request) -> None:
-        """Forget who waits for it. What was sent may be done; what was not never will be."""
+        """Forget who waits for it. What was sent may be done; what was not never will be.
+
+        But what ends a session is done, whoever waits for it, or the session comes back otherwise.
+        """
+        if request.is_verdict:
+            for held in request.held:
+                held.is_left = True
+                self._turns.look_after(held)
+            return
         if request.is_over:
             return
         self._open.discard(request)
@@ -135,13 +148,26 @@ class Conversation:
         """Take note that whoever had a session that was pushed is done with it."""
         self._credit.free()
 
-    def on_credit_refused(self, call: Callable[[RequestError], None]) -> None:
+    def take_no_more(self) -> None:
+        """Have nothing pushed any more. What comes all the same is given back."""
+        self.on_session = None
+        self.want((), 0)
+
+    def give_back_idle(self) -> None:
+        """Store what is held and of which nothing is asked."""
+        for held in list(self.held.values()):
+            if held.current is None and not held.waiting:
+                self.give_back(held)
+
+    def on_credit_refused(self, call: Callable[[RitornelloError], None]) -> None:
         """Have somebody told when the server pushes nothing, for good."""
         self._credit.on_refused = call
 
     def close(self) -> None:
         """Tell everybody that it is over."""
         self._is_closed = True
+        if self._credit.on_refused is not None:
+            self._credit.on_refused(ClientClosed("the client is closed"))
         for request in list(self._open):
             self.tell(request, ClientClosed("the client was closed", outcome=request.outcome))
         for held in list(self.held.values()):
@@ -151,12 +177,28 @@ class Conversation:
 
     def give_back(self, held: Held, reason: str = "") -> None:
         """Store a session that nobody wants, as if it had not been handed out."""
-        if held.is_over:
+        held.is_left = True
+        if held.is_over or held.has_verdict or held.was_given_back:
             return
+        held.was_given_back = True
         fields = {"op": "store", "id": held.id, "epoch": held.epoch, "cause": "shutdown"}
         if reason:
             fields["reason"] = reason
-        self.ask(Request(fields, FOREVER, nobody, held=(held,), is_verdict=True))
+        self._end_it(held, fields)
+
+    def _end_it(self, held: Held, fields: dict[str, Any]) -> None:
+        """Give a verdict that nobody waits for, of a session that nobody works on."""
+        self.ask(
+            Request(
+                fields,
+                FOREVER,
+                nobody,
+                held=(held,),
+                is_verdict=True,
+                is_unconditional=True,
+                seen_failures=sys.maxsize,
+            )
+        )
 
     def bound(self, held: Held, bounds: Bounds) -> None:
         """Take a session from whoever works on it when that takes too long.
@@ -165,28 +207,33 @@ class Conversation:
         """
         held.bounds = bounds
         held.begun_s = held.moved_s = self._now()
-        self._see_bounds(held)
+        self._bounding_s = min(self._bounding_s, held.bound_s)
+        self._wake()
 
-    def _see_bounds(self, held: Held) -> None:
-        if held.is_over or held.has_verdict:
-            return
-        bounds, now_s = held.bounds, self._now()
-        ends: list[tuple[float, str]] = []
-        if bounds.progress_s is not None:
-            reason = f"nothing was done with it for {bounds.progress_s:g} s"
-            ends.append((held.moved_s + bounds.progress_s, reason))
-        if bounds.total_s is not None:
+    def _see_bounds(self, now_s: float) -> None:
+        """Take sessions from those who work on them for too long."""
+        next_s = FOREVER
+        for held in list(self.held.values()):
+            if held.is_gone:
+                continue
+            end_s = held.bound_s
+            if now_s < end_s:
+                next_s = min(next_s, end_s)
+            elif held.has_verdict:
+                next_s = min(next_s, now_s + _LOOK_AGAIN_S)
+            else:
+                self._overdue(held)
+        self._bounding_s = next_s
+
+    def _overdue(self, held: Held) -> None:
+        bounds = held.bounds
+        if bounds.total_s is not None and held.begun_s + bounds.total_s <= self._now():
             reason = f"it was not done within {bounds.total_s:g} s"
-            ends.append((held.begun_s + bounds.total_s, reason))
-        if not ends:
-            return
-        end_s, reason = min(ends)
-        if now_s < end_s:
-            self.at(end_s, partial(self._see_bounds, held))
-            return
+        else:
+            reason = f"nothing was done with it for {bounds.progress_s:g} s"
         fields = {"op": "store", "id": held.id, "epoch": held.epoch, "cause": "failed"}
         fields["reason"] = reason
-        self.ask(Request(fields, FOREVER, nobody, held=(held,), is_verdict=True))
+        self._end_it(held, fields)
         held.loss = held.lost("overdue", reason)  # what is asked from here on is told so
         if held.on_lost is not None:
             held.on_lost(held.loss)
@@ -195,6 +242,8 @@ class Conversation:
     def is_idle(self) -> bool:
         """Whether nothing is to be done that was asked, but for sessions to come."""
         if any(one.current is not None or one.waiting for one in self.held.values()):
+            return False
+        if not self._credit.is_settled:
             return False
         return all(one.until_s > 0 for one in self._open)
 
@@ -266,7 +315,7 @@ class Conversation:
             for request in list(self._open):
                 if not request.may_be_done:
                     self.tell(request, error)
-                    if request.held:
+                    if request.held and not request.is_unconditional:
                         self._turns.withdraw(request)
 
     def received(self, messages: Sequence[Message]) -> None:
@@ -300,7 +349,7 @@ class Conversation:
                 break
             try:
                 part = self._encoded(request, now_s)
-            except (UnicodeEncodeError, TypeError) as error:
+            except (UnicodeEncodeError, TypeError, OverflowError) as error:
                 self._failed(request, _unsayable(error))
                 continue
             size_bytes += len(part)
@@ -327,9 +376,11 @@ class Conversation:
             self._pass_deadlines(now_s)
         if now_s >= self._expiring_s:
             self._end_leases(now_s)
+        if now_s >= self._bounding_s:
+            self._see_bounds(now_s)
         beat_s = self._leases.beat()
         later_s = self._later[0][0] if self._later else FOREVER
-        return min(later_s, self._soonest_s, self._expiring_s, beat_s)
+        return min(later_s, self._soonest_s, self._expiring_s, self._bounding_s, beat_s)
 
     @property
     def is_unheard(self) -> bool:
@@ -432,7 +483,7 @@ class Conversation:
         """Whether a request is to be sent once more."""
         if request.is_over and not request.may_be_done and not request.is_verdict:
             return False  # it was not done, and nobody waits for it
-        if not self._options.retries:
+        if not self._options.retries and not request.is_unconditional:
             return False
         if request.is_verdict:
             return error.retryable or error.outcome is Outcome.UNKNOWN

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import random
 import ssl
 import time
@@ -15,8 +16,8 @@ from ritornello.core.link import Link
 from ritornello.core.nodes import Nodes, node_urls
 from ritornello.core.requests import Held, Home, Request
 from ritornello.core.rest import Ask, EventStream, Rest
-from ritornello.core.thread import CoreThread
-from ritornello.errors import ClientClosed, LeaseLost, RequestError
+from ritornello.core.thread import CoreThread, aside
+from ritornello.errors import ClientClosed, LeaseLost, NotConnected, RitornelloError
 from ritornello.limits import Options
 from ritornello.models import SessionView
 
@@ -45,6 +46,14 @@ class Intake:
 
     def _want(self, wanted: tuple[tuple[int, ...], int]) -> None:
         self._link.conversation.want(*wanted)
+
+    def end(self) -> "Future[None]":
+        """Take no more sessions; when it is done, nobody is called any more."""
+
+        async def end() -> None:
+            self._link.conversation.take_no_more()
+
+        return self._core.run(end())
 
     def free(self) -> None:
         """Take note that a hand is free again; from any thread."""
@@ -75,6 +84,7 @@ class Core:
         self._token = token
         self._chance = random.Random()  # noqa: S311 - only spreads
         self._thread = CoreThread("ritornello")
+        self._pid = os.getpid()
         self._is_open = False
         self._is_closed = False
         self._http: aiohttp.ClientSession | None = None
@@ -89,6 +99,7 @@ class Core:
         if self._is_open or self._is_closed:
             raise ClientClosed("a client is opened once")
         self._is_open = True
+        self._pid = os.getpid()
         self._thread.start()
         self._thread.run(self._begin()).result(_START_S)
 
@@ -122,7 +133,16 @@ class Core:
 
     def stop(self) -> None:
         """End the thread."""
-        self._thread.stop()
+        if self._pid == os.getpid():
+            self._is_closed = True
+            self._thread.stop(self._let_go)
+
+    async def _let_go(self) -> None:
+        """Tell whoever waits that it is over, however it came to that."""
+        for link in self._links:
+            link.conversation.close()
+        if self._http is not None:
+            await self._http.close()
 
     @property
     def is_open(self) -> bool:
@@ -131,8 +151,16 @@ class Core:
     def _nodes(self) -> Nodes:
         return Nodes(self.urls, self._chance)
 
-    def _token_now(self) -> str | None:
-        return self._token() if callable(self._token) else self._token
+    async def _token_now(self) -> str | None:
+        """Raises `NotConnected` if there is none, for the moment."""
+        if not callable(self._token):
+            return self._token
+        try:
+            # Aside: it may read a file or ask somebody, and leases have to be renewed meanwhile.
+            return await asyncio.wait_for(aside(self._token), self.options.connect_s)
+        except Exception as error:
+            detail = f"the token could not be had: {type(error).__name__}: {error}"
+            raise NotConnected(detail) from error
 
     def _new_link(self) -> Link:
         if self._http is None or self._rest is None:
@@ -152,6 +180,7 @@ class Core:
         """Close one connection; in the core's thread."""
         if link in self._links:
             self._links.remove(link)
+        link.conversation.give_back_idle()
         await link.close(within_s)
 
     @property
@@ -165,14 +194,39 @@ class Core:
         """Have a call made in the core's thread. Raises `ClientClosed`."""
         if not self._is_open:
             raise ClientClosed("the client is not open: use it as a context manager")
+        if self._pid != os.getpid():
+            self._check_process()
         try:
             self._thread.mailbox.post(call, argument)
         except RuntimeError as error:
             raise ClientClosed("the client is closed") from error
 
     def run(self, coroutine: Any) -> "Future[Any]":  # noqa: ANN401 - of any type
-        """Run a coroutine in the core's thread."""
-        return self._thread.run(coroutine)
+        """Run a coroutine in the core's thread. Raises `ClientClosed`."""
+        try:
+            self._check_process()
+        except ClientClosed:
+            coroutine.close()
+            raise
+        guarded = self._guarded(coroutine)
+        try:
+            return self._thread.run(guarded)
+        except ClientClosed:
+            coroutine.close()
+            raise
+
+    async def _guarded(self, coroutine: Any) -> Any:  # noqa: ANN401
+        try:
+            return await coroutine
+        except asyncio.CancelledError as error:
+            if self._is_closed:  # it was not the caller who has ended it
+                raise ClientClosed("the client was closed") from error
+            raise
+
+    def _check_process(self) -> None:
+        """Raises `ClientClosed` in a child: threads, and so the client, stay with the parent."""
+        if self._pid != os.getpid():
+            raise ClientClosed("the client was opened in another process: open one after the fork")
 
     def now_s(self) -> float:
         """The clock of deadlines and leases, in any thread."""
@@ -241,7 +295,7 @@ class Core:
     def intake(
         self,
         on_session: Callable[[Held, SessionView], None],
-        on_refused: Callable[[RequestError], None],
+        on_refused: Callable[[RitornelloError], None],
     ) -> Intake:
         """Open a connection of its own for a worker; both are called in the core's thread."""
 
@@ -252,5 +306,7 @@ class Core:
             link.start()
             return Intake(self, link)
 
+        if not self.is_open:
+            raise ClientClosed("the client is not open: use it as a context manager")
         found: Intake = self.run(begin()).result(_START_S)
         return found

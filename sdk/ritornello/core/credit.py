@@ -19,13 +19,14 @@ class Credit:
     ) -> None:
         self._urge = urge
         self._try_later = try_later
-        self.on_refused: Callable[[RequestError], None] | None = None  # for good
+        self.on_refused: Callable[[RitornelloError], None] | None = None  # for good
         self._is_on = False
         self._themes: tuple[int, ...] = ()
         self._hands = 0  # that there are
         self._busy = 0  # of them
         self._told: tuple[int, ...] = ()  # the themes that the server knows of
         self._given = 0  # what it has
+        self.is_settled = True  # whether no answer is on its way
         self._beginnings = 0  # that it has not answered: what is pushed until then is older
 
     def want(self, themes: Iterable[int], hands: int) -> None:
@@ -49,12 +50,16 @@ class Credit:
         self._is_on = False
         self._told = ()
         self._given = self._beginnings = 0
+        self.is_settled = True
 
     def used(self) -> None:
         """Take note of a session that was pushed, and is in somebody's hand until `free`."""
         self._busy += 1
         if not self._beginnings:
             self._given -= 1
+
+    def _settled(self, _: Message | RitornelloError) -> None:
+        self.is_settled = True
 
     def _give(self) -> None:
         if not self._is_on:
@@ -64,6 +69,7 @@ class Credit:
         count = hands if is_new else hands - self._given
         if not is_new and count <= 0:
             return
+        self.is_settled = False
         self._told = self._themes
         self._given = hands
         self._beginnings += is_new
@@ -77,8 +83,16 @@ class Credit:
     ) -> None:
         if isinstance(found, Message):
             self._beginnings -= is_new
+            if not self._themes:
+                # What was on its way when the credit ended comes before the answer to this.
+                beat = Request({"op": "heartbeat"}, FOREVER, nobody, is_own=True)
+                beat.done = self._settled
+                self._urge(beat)
+            else:
+                self.is_settled = True
         elif isinstance(found, RequestError) and not found.retryable:
             self._beginnings -= is_new
+            self.is_settled = True
             if self.on_refused is not None:
                 self.on_refused(found)
         else:

@@ -22,7 +22,7 @@ from ritornello.limits import Options
 
 _log = logging.getLogger("ritornello")
 
-Token = Callable[[], str | None]
+Token = Callable[[], Awaitable[str | None]]
 # The leader's address, if it is known; one node's address is where to ask first.
 FindLeader = Callable[[str], Awaitable[str | None]]
 
@@ -147,7 +147,12 @@ class Link:
                 )
                 continue
             failures = 0
-            socket = await self._serve(socket)
+            try:
+                socket = await self._serve(socket)
+            except Exception:  # noqa: BLE001 - of whatever kind
+                # A defect, and no reason to leave everybody without a connection for ever.
+                _log.exception("a connection has failed by a defect, and another one is made")
+                socket = None
 
     async def _try_to_connect(self, nodes: Nodes) -> Socket | None:
         """Connect to the node that is to be tried first. None if it cannot be."""
@@ -180,7 +185,7 @@ class Link:
 
     async def _connect(self, url: str) -> Socket:
         """Open a WebSocket to one node. Raises `RitornelloError`."""
-        token = self._token()
+        token = await self._token()
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         silence_s = self._options.silence_s
         try:
@@ -199,7 +204,7 @@ class Link:
             fields = {"code": code, "outcome": "not_applied", "retryable": retryable}
             detail = f"{url} has refused the connection with status {error.status}"
             raise request_error({**fields, "detail": detail}) from error
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             raise NotConnected(f"{url}: {_why(error)}") from error
         if ws.protocol != frames.SUBPROTOCOL:
             await ws.close(code=WSCloseCode.PROTOCOL_ERROR)

@@ -58,6 +58,7 @@ class Request:
         "is_own",
         "is_queued",
         "is_sent",
+        "is_unconditional",
         "is_verdict",
         "mismatches",
         "results",
@@ -78,6 +79,7 @@ class Request:
         way: Way = Way.AGAIN,
         held: "tuple[Held, ...]" = (),
         is_verdict: bool = False,
+        is_unconditional: bool = False,
         changes: int = 0,
         gives: bool = False,
         until_s: float = 0.0,
@@ -92,6 +94,9 @@ class Request:
         self.way = way
         self.held = held  # the sessions that it is about; several in a transaction
         self.is_verdict = is_verdict
+        # A verdict of a session that nobody works on any more: nothing stands in its way, for else
+        # heartbeats would keep the session.
+        self.is_unconditional = is_unconditional
         self.changes = changes  # by how much it raises the revision of the session that is held
         self.gives = gives  # whether sessions come with its answer
         self.until_s = until_s  # to which an acquire waits
@@ -161,15 +166,18 @@ class Held:
         "home",
         "id",
         "is_doubtful",
+        "is_left",
         "is_over",
         "is_resumed",
         "lease_s",
         "loss",
         "moved_s",
         "on_lost",
+        "owners",
         "revision",
         "since_s",
         "waiting",
+        "was_given_back",
     )
 
     def __init__(
@@ -192,7 +200,10 @@ class Held:
         # A transaction was given up that may yet be done: so another revision than is expected says
         # nothing of the request that found it. Until a change was done for certain.
         self.is_doubtful = False
+        self.owners = 0  # objects by which users work on it
+        self.is_left = False  # nobody works on it: a verdict that fails is followed by another
         self.is_resumed = True  # over the connection that there is
+        self.was_given_back = False  # once, at most: what is refused for good is not said again
         self.is_over = False
         self.loss: LeaseLost | None = None  # why, if not by a verdict
         self.on_lost: Callable[[LeaseLost], None] | None = None
@@ -209,6 +220,16 @@ class Held:
     def bound(self, bounds: "Bounds") -> None:
         """Have it taken from whoever works on it when that takes too long."""
         self.home.bound(self, bounds)
+
+    @property
+    def bound_s(self) -> float:
+        """When it is overdue; infinite if never."""
+        ends_s = [float("inf")]
+        if self.bounds.progress_s is not None:
+            ends_s.append(self.moved_s + self.bounds.progress_s)
+        if self.bounds.total_s is not None:
+            ends_s.append(self.begun_s + self.bounds.total_s)
+        return min(ends_s)
 
     @property
     def is_gone(self) -> bool:

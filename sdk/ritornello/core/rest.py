@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -32,6 +32,7 @@ T = TypeVar("T")
 _MSGPACK = "application/msgpack"
 _OK = 200
 _ERROR = 400
+_PASSING = frozenset({429, 502, 503, 504})  # statuses
 _PAGE_EVENTS = 1000
 _SILENCE_S = 60.0  # of an event stream: the server says something more often
 
@@ -56,7 +57,7 @@ class Rest:
         nodes: Nodes,
         options: Options,
         *,
-        token: Callable[[], str | None],
+        token: Callable[[], Awaitable[str | None]],
         chance: random.Random,
     ) -> None:
         self._http = http
@@ -74,7 +75,7 @@ class Rest:
                 while True:
                     url = self._nodes.first
                     try:
-                        return _decoded(await self._once(url, ask), kind)
+                        return _decoded(await self._once(url, ask), kind, ask)
                     except RitornelloError as found:
                         error = found
                         if not self._may_try_again(ask, found):
@@ -99,18 +100,21 @@ class Rest:
         after_s = error.retry_after_s if isinstance(error, RequestError) else None
         return self._chance.uniform(0, bound_s) + (after_s or 0)
 
-    def _headers(self, accept: str) -> dict[str, str]:
+    async def _headers(self, accept: str) -> dict[str, str]:
         headers = {"Accept": accept}
-        token = self._token()
+        token = await self._token()
         if token is not None:
             headers["Authorization"] = f"Bearer {token}"
         return headers
 
     async def _once(self, url: str, ask: Ask) -> bytes:
-        headers = self._headers(_MSGPACK)
+        headers = await self._headers(_MSGPACK)
         body: bytes | None = None
         if ask.fields is not None:
-            body = msgspec.msgpack.encode(ask.fields)
+            try:
+                body = msgspec.msgpack.encode(ask.fields)
+            except (OverflowError, TypeError, UnicodeEncodeError) as error:
+                raise _unsayable(error) from error
             headers["Content-Type"] = _MSGPACK
         try:
             async with self._http.request(
@@ -122,7 +126,7 @@ class Rest:
                 raise _refusal(url, response, found)
         except aiohttp.ClientConnectorError as error:
             raise NotConnected(f"{url}: {error}") from error
-        except (aiohttp.ClientError, OSError) as error:
+        except (aiohttp.ClientError, OSError, ValueError) as error:
             outcome = Outcome.NOT_APPLIED if ask.method == "GET" else Outcome.UNKNOWN
             detail = f"{url}: {_why(error)}"
             raise NotConnected(detail, outcome=outcome) from error
@@ -135,7 +139,7 @@ class Rest:
         ask = Ask("GET", "/v1/cluster")
 
         async def node_and_leader(url: str) -> tuple[str, str, str | None]:
-            found = _decoded(await self._once(url, ask), _Leading)
+            found = _decoded(await self._once(url, ask), _Leading, ask)
             return url, found.node, found.leader
 
         if near:
@@ -162,7 +166,12 @@ class Rest:
     async def follow(self, query: Mapping[str, str], place: str | None) -> "EventStream":
         """Open a stream of events after a place, or from now on. Raises `RitornelloError`."""
         stream = EventStream(self, query, place)
-        await stream.open(self._options.timeout_s)
+        timeout_s = self._options.timeout_s
+        try:
+            async with asyncio.timeout(timeout_s):
+                await stream.open(timeout_s)
+        except TimeoutError as error:
+            raise DeadlineExceeded("no answer in time") from error
         return stream
 
 
@@ -216,7 +225,7 @@ class EventStream:
 
     async def _ask(self, url: str) -> aiohttp.ClientResponse:
         rest = self._rest
-        headers = rest._headers("text/event-stream")  # noqa: SLF001
+        headers = await rest._headers("text/event-stream")  # noqa: SLF001
         if self.place is not None:
             headers["Last-Event-ID"] = self.place
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=_SILENCE_S)
@@ -287,11 +296,12 @@ class EventStream:
             response.close()
 
 
-def _decoded(found: bytes, kind: type[T]) -> T:
+def _decoded(found: bytes, kind: type[T], ask: Ask) -> T:
     try:
         return msgspec.msgpack.decode(found, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ProtocolError(f"an answer cannot be read: {error}") from error
+        outcome = Outcome.NOT_APPLIED if ask.method == "GET" else Outcome.UNKNOWN
+        raise ProtocolError(f"an answer cannot be read: {error}", outcome=outcome) from error
 
 
 def _refusal(url: str, response: aiohttp.ClientResponse, body: bytes) -> RitornelloError:
@@ -302,8 +312,17 @@ def _refusal(url: str, response: aiohttp.ClientResponse, body: bytes) -> Ritorne
         fields = {}
     if "code" not in fields:
         detail = f"{url} has answered with status {response.status}, and not said why"
-        fields = {"code": "error", "outcome": "unknown", "retryable": False, "detail": detail}
+        # A balancer's, perhaps, whose nodes are being changed.
+        is_passing = response.status in _PASSING
+        fields = {"code": "error", "outcome": "unknown", "retryable": is_passing, "detail": detail}
     return request_error(fields)
+
+
+def _unsayable(error: Exception) -> RitornelloError:
+    detail = f"it cannot be said: {error}"
+    return request_error(
+        {"code": "bad_request", "outcome": "not_applied", "retryable": False, "detail": detail}
+    )
 
 
 def _why(error: BaseException) -> str:

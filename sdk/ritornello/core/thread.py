@@ -5,6 +5,7 @@ the other way: see `Mailbox`. So a thousand tasks that ask at the same moment co
 """
 
 import asyncio
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -34,14 +35,23 @@ class Mailbox:
         self._calls.append((call, argument))
         if not self._is_called:
             self._is_called = True
-            self._loop.call_soon_threadsafe(self._make)
+            try:
+                self._loop.call_soon_threadsafe(self._make)
+            except RuntimeError:
+                self._is_called = False
+                raise
 
     def _make(self) -> None:
         self._is_called = False  # before it looks: what comes from here on calls again
         calls = self._calls
-        while calls:
-            call, argument = calls.popleft()
-            call(argument)
+        try:
+            while calls:
+                call, argument = calls.popleft()
+                call(argument)
+        finally:
+            if calls:  # one of them has failed: the others are made all the same
+                self._is_called = True
+                self._loop.call_soon(self._make)
 
 
 def new_loop() -> asyncio.AbstractEventLoop:
@@ -53,6 +63,33 @@ def new_loop() -> asyncio.AbstractEventLoop:
     return uvloop.new_event_loop()
 
 
+async def aside(call: Callable[[], T]) -> T:
+    """Make a call that may take long, in a thread that nobody waits for at the end."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(found: T | None, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(found)  # type: ignore[arg-type] # what `call` has answered
+
+    def run() -> None:
+        found: T | None = None
+        error: BaseException | None = None
+        try:
+            found = call()
+        except BaseException as failure:  # noqa: BLE001 - whatever it is, it is the caller's
+            error = failure
+        with contextlib.suppress(RuntimeError):  # the loop may be closed by now
+            loop.call_soon_threadsafe(settle, found, error)
+
+    threading.Thread(target=run, name="ritornello-aside", daemon=True).start()
+    return await future
+
+
 class CoreThread:
     """A thread that runs an event loop until it is stopped."""
 
@@ -61,6 +98,7 @@ class CoreThread:
         self.mailbox = Mailbox(self.loop)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._is_stopped = False
+        self._last: Callable[[], Coroutine[Any, Any, None]] | None = None
 
     def start(self) -> None:
         self._thread.start()
@@ -75,6 +113,8 @@ class CoreThread:
 
     def _end_tasks(self) -> None:
         """Let what still waits for something end, and be told so."""
+        if self._last is not None:
+            self.loop.run_until_complete(self._last())
         tasks = asyncio.all_tasks(self.loop)
         for task in tasks:
             task.cancel()
@@ -90,9 +130,10 @@ class CoreThread:
             raise ClientClosed("the client is closed")
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
 
-    def stop(self) -> None:
-        """End the thread; from another one."""
+    def stop(self, last: Callable[[], Coroutine[Any, Any, None]] | None = None) -> None:
+        """End the thread, after a last coroutine; from another one."""
         if not self._is_stopped:
             self._is_stopped = True
+            self._last = last
             self.loop.call_soon_threadsafe(self.loop.stop)
             self._thread.join(_STOP_S)

@@ -58,6 +58,9 @@ class Host(Protocol):
     def ended(self, held: Held) -> None:
         """A session is held no more."""
 
+    def give_back(self, held: Held) -> None:
+        """Store a session that nobody works on."""
+
 
 class Turns:
     """The rules above."""
@@ -70,13 +73,16 @@ class Turns:
     def ask(self, request: Request) -> RitornelloError | None:
         """Let a request wait for its turn; the error if it never comes."""
         for held in request.held:
-            if held.is_gone or held.has_verdict:
+            if held.is_over or (held.loss is not None and not request.is_unconditional):
+                return held.over()
+            if held.has_verdict:
                 return held.over()
         if request.op != "txn" and request.seen_failures < request.held[0].failures:
             return _skipped()
         for held in request.held:
             held.waiting.append(request)
             held.has_verdict |= request.is_verdict
+            held.is_left |= request.is_unconditional
         self.go_on(request.held[0])
         return None
 
@@ -87,7 +93,7 @@ class Turns:
     def late(self, request: Request) -> None:
         """Its caller waits no more. What may have been done has to be known all the same."""
         error = self._host.too_late(request)
-        if request.may_be_done:
+        if request.may_be_done or request.is_unconditional:
             self._host.tell(request, error)
         else:
             self._fail(request, error)
@@ -277,12 +283,22 @@ class Turns:
         if error.outcome is Outcome.UNKNOWN:
             for held in request.held:
                 held.is_doubtful = True
+        # Before anybody is told: who is may look at once, in another thread.
+        for one in (request, *skipped):
+            _take_out(one)
         self._host.tell(request, error)
         for one in skipped:
             _count_failure(one)
             self._host.tell(one, _skipped())
-        for one in (request, *skipped):
-            self._free(one)
+        for held in dict.fromkeys(held for one in (request, *skipped) for held in one.held):
+            self.go_on(held)
+            self.look_after(held)
+
+    def look_after(self, held: Held) -> None:
+        """See to it that a session comes back that nobody works on, and has no verdict."""
+        if held.is_left and not held.is_over and not held.has_verdict:
+            held.is_left = False
+            self._host.give_back(held)
 
     def _behind(self, request: Request) -> list[Request]:
         """What waits behind a request, and behind that."""
@@ -293,20 +309,16 @@ class Turns:
             for held in one.held:
                 waiting = list(held.waiting)
                 behind = waiting[waiting.index(one) + 1 :] if one in waiting else waiting
-                new = [other for other in behind if other not in found]
+                new = [
+                    other for other in behind if other not in found and not other.is_unconditional
+                ]
                 found |= dict.fromkeys(new)
                 open_ += new
         return [one for one in found if one is not request]
 
     def _free(self, request: Request) -> None:
         """Let its sessions go on without it."""
-        for held in request.held:
-            if held.current is request:
-                held.current = None
-            elif request in held.waiting:
-                held.waiting.remove(request)
-            if request.is_verdict:
-                held.has_verdict = False
+        _take_out(request)
         for held in request.held:
             self.go_on(held)
 
@@ -329,6 +341,16 @@ class Turns:
     def _end(self, held: Held) -> None:
         held.is_over = True
         self._host.ended(held)
+
+
+def _take_out(request: Request) -> None:
+    for held in request.held:
+        if held.current is request:
+            held.current = None
+        elif request in held.waiting:
+            held.waiting.remove(request)
+        if request.is_verdict:
+            held.has_verdict = False
 
 
 def _seems_done(request: Request, revision: int) -> bool:

@@ -200,7 +200,15 @@ class Client:
         request = self._calls.resume(id, epoch, timeout)
         self._ask(request)
         held = resumed(request)
-        return Session(self._core, held, self.get(id, timeout=timeout))
+        reading = self._calls.get(id, stale=False, timeout=timeout)
+        reading.deadline_s = request.deadline_s
+        try:
+            view = session_of(self._ask(reading))
+        except BaseException:
+            if not held.owners:  # nobody has it in hand
+                self._core.give_back(held)
+            raise
+        return Session(self._core, held, view)
 
     # Sessions that nobody holds, or whoever may
 
@@ -416,15 +424,16 @@ class Txn(Operations):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if error is None:
+        if error is None and not self._is_committed:
             self.commit()
 
     def commit(self) -> tuple[Created | Stored | int, ...]:
         """Do them all now. Raises `TxnAborted` if one fails, and then none is done."""
+        self._commit_once()
         request = self._calls.txn(self._fields, self._sessions, self._key, self._timeout)
         try:
             ask(self._client.core, request, self.home)
-        except RitornelloError:
-            self.failed()
+        except RitornelloError as error:
+            self.failed(error)
             raise
         return self.answered(request.results)

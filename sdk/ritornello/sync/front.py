@@ -35,9 +35,8 @@ def ask(core: Core, request: Request, home: Home | None = None) -> Message:
     try:
         answer.wait()
     except BaseException:
-        if not request.is_verdict:  # what ends a session is done, whoever waits for it
-            core.cancel(request, home)
-            core.give_back_all(request)
+        core.cancel(request, home)
+        core.give_back_all(request)
         raise
     found = answer.found
     if isinstance(found, Message):

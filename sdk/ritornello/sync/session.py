@@ -1,6 +1,5 @@
 """A session that is held, for programs without an event loop."""
 
-import warnings
 from types import TracebackType
 from typing import Self
 
@@ -9,7 +8,7 @@ from ritornello.core.frames import Message
 from ritornello.core.requests import Request
 from ritornello.errors import RitornelloError
 from ritornello.fields import Data, Seconds, StoreCause
-from ritornello.held import HeldSession, NoVerdictWarning
+from ritornello.held import HeldSession
 from ritornello.models import Stored
 from ritornello.sync.front import ask
 
@@ -101,15 +100,12 @@ class Session(HeldSession):
             if error is None:
                 raise self._held.over()
             return
-        if error is None:
-            warnings.warn(
-                f"session {self.id} was left without a verdict, and is stored",
-                NoVerdictWarning,
-                stacklevel=2,
-            )
         try:
             self._end(self._leaving(error))
         except RitornelloError as failure:
             if error is None:
                 raise
-            error.add_note(f"the session {self.id} could not be stored: {failure}")
+            error.add_note(f"the session {self.id} is not known to be stored: {failure}")
+        finally:
+            if error is None:
+                self._warn()

@@ -27,7 +27,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from ritornello import fields as say
 from ritornello.core.requests import Held
-from ritornello.errors import LeaseLost, RequestError, RitornelloError
+from ritornello.errors import LeaseLost, RitornelloError
 from ritornello.handlers import WorkerBase, WorkerOptions, needs_verdict
 from ritornello.held import TOLD_TO_STOP
 from ritornello.models import SessionView
@@ -64,7 +64,7 @@ class Worker(WorkerBase[Handle, Middleware]):
         self,
         client: Client,
         *,
-        concurrency: int = 10,
+        concurrency: int | None = None,
         options: WorkerOptions | None = None,
     ) -> None:
         super().__init__(concurrency, options)
@@ -74,6 +74,7 @@ class Worker(WorkerBase[Handle, Middleware]):
         self._is_begun = False
         self._stopping = threading.Event()
         self._busy: set[Held] = set()  # what handlers work on
+        self._fatal: BaseException | None = None  # with which a handler wants the program to end
 
     # What it does
 
@@ -92,6 +93,8 @@ class Worker(WorkerBase[Handle, Middleware]):
 
     def add(self, handler: Handler) -> None:
         """Have an object work on the sessions of its `themes`."""
+        if inspect.iscoroutinefunction(handler.handle):
+            raise TypeError("here `handle` is no `async def`; ritornello.Worker has those")
         self._add(handler.themes, handler.handle)
 
     # Its life
@@ -113,6 +116,8 @@ class Worker(WorkerBase[Handle, Middleware]):
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+        if self._fatal is not None:
+            raise self._fatal
         if self._error is not None:
             raise self._error
 
@@ -137,7 +142,8 @@ class Worker(WorkerBase[Handle, Middleware]):
             self._stopping.wait()
         finally:
             self._stopping.set()
-            intake.want((), 0)
+            with suppress(RitornelloError):
+                intake.end().result()  # from here on nothing comes into the queue
             self._finish(threads)
             with suppress(RitornelloError):
                 intake.close(core.options.close_s).result()
@@ -163,9 +169,10 @@ class Worker(WorkerBase[Handle, Middleware]):
         """Take what was pushed; in the core's thread."""
         self._given.put((held, view))
 
-    def _refused(self, error: RequestError) -> None:
-        self._error = error
-        self.stop()
+    def _refused(self, error: RitornelloError) -> None:
+        if not self._stopping.is_set():
+            self._error = error
+            self.stop()
 
     # Sessions
 
@@ -174,13 +181,15 @@ class Worker(WorkerBase[Handle, Middleware]):
         while (given := self._given.get()) is not None:
             held, view = given
             handle = self._by_theme.get(view.theme)
-            if self._stopping.is_set() or handle is None:
-                self._client.core.give_back(held)
-            else:
-                self._handle(held, view, handle)
-            if self._intake is not None:
-                with suppress(RitornelloError):
-                    self._intake.free()
+            try:
+                if self._stopping.is_set() or handle is None:
+                    self._client.core.give_back(held)
+                else:
+                    self._handle(held, view, handle)
+            finally:
+                if self._intake is not None:
+                    with suppress(RitornelloError):
+                        self._intake.free()
 
     def _handle(self, held: Held, view: SessionView, handle: Handle) -> None:
         session = Session(self._client.core, held, view)
@@ -190,21 +199,31 @@ class Worker(WorkerBase[Handle, Middleware]):
         begun_s = time.monotonic()
         verdict: Verdict | None = None
         error: BaseException | None = None
+        is_forgotten = is_told = False
         try:
             with session:
                 verdict = self._wrapped(handle)(session)
                 if held in self._busy:  # else it was given back, and whatever comes of it is late
                     give(session, verdict)
+                is_forgotten = session.is_held
         except LeaseLost as loss:
             error = loss
         except Exception as failure:  # noqa: BLE001 - of any handler
+            error = failure
+        except (KeyboardInterrupt, SystemExit) as fatal:  # the worker ends with it
+            error, is_told = fatal, True
+            self._fatal = fatal
+            self.stop()
+        except BaseException as failure:  # noqa: BLE001 - of any handler
             error = failure
         with self._lock:
             if held not in self._busy:
                 return
             self._busy.remove(held)
-            is_too_much = self._note(session, time.monotonic() - begun_s, verdict, error)
-        if is_too_much:
+        duration_s = time.monotonic() - begun_s
+        if self._note(
+            session, duration_s, verdict, error, is_told=is_told, is_forgotten=is_forgotten
+        ):
             self.stop()
 
     def _wrapped(self, handle: Handle) -> Handle:
