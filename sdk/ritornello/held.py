@@ -209,11 +209,12 @@ class HeldSession:
 
     def __del__(self) -> None:
         # Nobody can work on it any more, and heartbeats would keep it.
-        held: Held | None = getattr(self, "_held", None)
-        if held is None:
-            return
+        try:
+            held = self._held
+        except AttributeError:
+            return  # it was never made
         held.owners -= 1
-        if held.owners or held.is_gone or held.has_verdict or self._has_verdict:
+        if self._has_verdict or held.owners or held.is_gone or held.has_verdict:
             return
         if not self._core.is_open:
             return

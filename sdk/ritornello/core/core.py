@@ -28,6 +28,20 @@ Token = str | Callable[[], str | None] | None  # called for each connection
 _START_S = 10.0
 
 
+class _Forks:
+    """How many forks there were down to this process: what tells it from its parent."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        os.register_at_fork(after_in_child=self._forked)
+
+    def _forked(self) -> None:
+        self.count += 1
+
+
+_forks = _Forks()
+
+
 class Intake:
     """A connection of its own over which sessions are pushed, to a worker."""
 
@@ -84,7 +98,7 @@ class Core:
         self._token = token
         self._chance = random.Random()  # noqa: S311 - only spreads
         self._thread = CoreThread("ritornello")
-        self._pid = os.getpid()
+        self._forks = _forks.count
         self._is_open = False
         self._is_closed = False
         self._http: aiohttp.ClientSession | None = None
@@ -99,7 +113,7 @@ class Core:
         if self._is_open or self._is_closed:
             raise ClientClosed("a client is opened once")
         self._is_open = True
-        self._pid = os.getpid()
+        self._forks = _forks.count
         self._thread.start()
         self._thread.run(self._begin()).result(_START_S)
 
@@ -133,7 +147,7 @@ class Core:
 
     def stop(self) -> None:
         """End the thread."""
-        if self._pid == os.getpid():
+        if self._forks == _forks.count:
             self._is_closed = True
             self._thread.stop(self._let_go)
 
@@ -194,7 +208,7 @@ class Core:
         """Have a call made in the core's thread. Raises `ClientClosed`."""
         if not self._is_open:
             raise ClientClosed("the client is not open: use it as a context manager")
-        if self._pid != os.getpid():
+        if self._forks != _forks.count:
             self._check_process()
         try:
             self._thread.mailbox.post(call, argument)
@@ -225,7 +239,7 @@ class Core:
 
     def _check_process(self) -> None:
         """Raises `ClientClosed` in a child: threads, and so the client, stay with the parent."""
-        if self._pid != os.getpid():
+        if self._forks != _forks.count:
             raise ClientClosed("the client was opened in another process: open one after the fork")
 
     def now_s(self) -> float:
