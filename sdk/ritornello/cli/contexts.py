@@ -43,8 +43,8 @@ class Context:
             return None
         try:
             said = Path(self.token_file).expanduser().read_bytes()
-        except OSError as error:
-            raise ContextError(f"{self.token_file}: {error.strerror}") from error
+        except (OSError, RuntimeError) as error:  # RuntimeError: it has no home directory
+            raise ContextError(f"{self.token_file}: {_why(error)}") from error
         return checked_token(said.decode(errors="replace").strip(), self.token_file)
 
     def tls(self) -> ssl.SSLContext | None:
@@ -53,8 +53,12 @@ class Context:
             return None
         try:
             return ssl.create_default_context(cafile=Path(self.ca_file).expanduser())
-        except OSError as error:  # ssl.SSLError is one
-            raise ContextError(f"{self.ca_file}: {error.strerror or error}") from error
+        except (OSError, RuntimeError) as error:  # ssl.SSLError is one
+            raise ContextError(f"{self.ca_file}: {_why(error)}") from error
+
+
+def _why(error: OSError | RuntimeError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 @dataclass(slots=True)

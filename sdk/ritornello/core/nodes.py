@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterable
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 _SCHEMES = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
 
@@ -21,7 +21,8 @@ def node_urls(given: str | Iterable[str]) -> tuple[str, ...]:
             continue
         url = urlsplit(text if "://" in text else f"http://{text}")
         scheme = _SCHEMES.get(url.scheme)
-        if scheme is None or not url.hostname or url.query or url.fragment:
+        is_plain = scheme is not None and url.hostname and not url.query and not url.fragment
+        if not is_plain or url.netloc.endswith(":") or not _is_sound(url):
             raise ValueError(f"{part!r} is no address of a node, such as http://127.0.0.1:7601")
         if url.username is not None:
             raise ValueError("an address holds no user and no password; give the token apart")
@@ -29,6 +30,16 @@ def node_urls(given: str | Iterable[str]) -> tuple[str, ...]:
     if not found:
         raise ValueError("name at least one node, such as http://127.0.0.1:7601")
     return tuple(found)
+
+
+def _is_sound(url: SplitResult) -> bool:
+    """Whether its port is one, and its name can be looked up."""
+    try:
+        (url.hostname or "").encode("idna")
+        port = url.port
+    except ValueError:  # UnicodeError is one
+        return False
+    return port != 0
 
 
 class Nodes:

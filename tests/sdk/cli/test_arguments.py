@@ -15,6 +15,22 @@ def test_an_address_that_is_empty_is_not_this_machine(shell: Shell, value: str) 
 
 
 @pytest.mark.parametrize(
+    "value",
+    ["nonsense://", "http://nonsense:", "http://a:99999", "http://a:0", "a..b", "a" * 70],
+)
+def test_an_address_that_is_none_is_told(shell: Shell, value: str) -> None:
+    said = shell("--url", value, "status", url="")
+    assert (said.status, said.out) == (2, "")
+    assert "is no address of a node" in said.errors
+
+
+def test_a_token_file_of_nobody_is_told(shell: Shell) -> None:
+    said = shell("--token-file", "~nobody-by-this-name/token", "status")
+    assert (said.status, said.out) == (2, "")
+    assert "~nobody-by-this-name/token" in said.errors
+
+
+@pytest.mark.parametrize(
     "words",
     [
         ("--timeout", "nan", "status"),
