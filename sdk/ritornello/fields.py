@@ -23,6 +23,8 @@ _KEY_BYTES = 256
 _CONFLICTS = get_args(OnConflict)
 _TRACEPARENT = re.compile("[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _CAUSES = get_args(StoreCause)
+_PRIORITY_MAX = 65_535
+_COUNTER_MAX = 2**63 - 1
 
 
 def theme_of(theme: int) -> int:
@@ -53,6 +55,15 @@ def key_of(key: str) -> str:
     if not 1 <= length <= _KEY_BYTES:
         raise ValueError(f"a key has 1 to {_KEY_BYTES} bytes of UTF-8")
     return key
+
+
+def number_of(number: int, name: str, most: int) -> int:
+    """Check a whole number that is not less than 0."""
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise TypeError(f"{name} is a whole number, and not {type(number).__name__}")
+    if not 0 <= number <= most:
+        raise ValueError(f"{name} is {number}; it is from 0 to {most}")
+    return number
 
 
 def data_of(data: Data) -> bytes:
@@ -111,7 +122,7 @@ def new(
     if key is not None:
         fields["key"] = key_of(key)
     if priority is not None:
-        fields["priority"] = priority
+        fields["priority"] = number_of(priority, "priority", _PRIORITY_MAX)
     if after is not None:
         fields["repeat_after"] = seconds_of(after, "after")
     if on_conflict != "reject":
@@ -133,7 +144,7 @@ def change(op: str, target: Target, data: Data, if_revision: int | None) -> Fiel
     """Of `append` and `replace`, of a session that nobody holds."""
     fields = {"op": op, **target_of(target), "data": data_of(data)}
     if if_revision is not None:
-        fields["if_revision"] = if_revision
+        fields["if_revision"] = number_of(if_revision, "if_revision", _COUNTER_MAX)
     return fields
 
 
@@ -141,7 +152,7 @@ def named(op: str, target: Target, if_revision: int | None) -> Fields:
     """Of what only names a session."""
     fields = {"op": op, **target_of(target)}
     if if_revision is not None:
-        fields["if_revision"] = if_revision
+        fields["if_revision"] = number_of(if_revision, "if_revision", _COUNTER_MAX)
     return fields
 
 

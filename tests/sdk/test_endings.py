@@ -451,8 +451,10 @@ async def test_a_close_that_is_cancelled_leaves_nobody_waiting(local: LocalServe
 
 async def test_numbers_that_no_message_can_hold_are_refused_at_once(client: Client) -> None:
     async with client.new(THEME) as session:
-        with pytest.raises(RitornelloError, match="cannot be said"):
+        with pytest.raises(ValueError, match="priority"):
             await client.new(THEME, after=0, priority=2**70)
+        with pytest.raises(ValueError, match="if_revision"):
+            await client.append((THEME, "k"), b"x", if_revision=2**70)
         with pytest.raises(RitornelloError, match="cannot be said"):
             await client.set_policy(THEME, repeat_ms=2**70)
         await session.remove()

@@ -70,14 +70,17 @@ class Rest:
         """Ask, of one node after the other until one answers. Raises `RitornelloError`."""
         error: RitornelloError | None = None
         failures = 0
+        may_be_done = False
         try:
             async with asyncio.timeout(timeout_s):
                 while True:
                     url = self._nodes.first
+                    before, may_be_done = may_be_done, True
                     try:
                         return _decoded(await self._once(url, ask), kind, ask)
                     except RitornelloError as found:
                         error = found
+                        may_be_done = before or found.outcome is Outcome.UNKNOWN
                         if not self._may_try_again(ask, found):
                             raise
                     self._nodes.avoid(url)
@@ -85,8 +88,8 @@ class Rest:
                     failures += 1
         except TimeoutError:
             detail = "no answer in time" if error is None else f"no answer in time; {error.detail}"
-            is_read = ask.method == "GET"
-            outcome = Outcome.NOT_APPLIED if is_read else Outcome.UNKNOWN
+            is_doubtful = may_be_done and ask.method != "GET"
+            outcome = Outcome.UNKNOWN if is_doubtful else Outcome.NOT_APPLIED
             raise DeadlineExceeded(detail, outcome=outcome) from error
 
     def _may_try_again(self, ask: Ask, error: RitornelloError) -> bool:

@@ -72,7 +72,9 @@ class Worker(WorkerBase[Handle, Middleware]):
         self._given: queue.SimpleQueue[_Given | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._is_begun = False
-        self._stopping = threading.Event()
+        self._is_stopping = False
+        # Wakes `run`. No event: a signal handler may come in the middle of another one's `set`.
+        self._ending: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._busy: set[Held] = set()  # what handlers work on
         self._fatal: BaseException | None = None  # with which a handler wants the program to end
 
@@ -126,7 +128,8 @@ class Worker(WorkerBase[Handle, Middleware]):
 
     def stop(self) -> None:
         """Take no more sessions, and end when those that it has are done."""
-        self._stopping.set()
+        self._is_stopping = True
+        self._ending.put(None)
 
     def _work(self) -> None:
         core = self._client.core
@@ -139,9 +142,9 @@ class Worker(WorkerBase[Handle, Middleware]):
             thread.start()
         try:
             intake.want(self._by_theme, self._options.concurrency)
-            self._stopping.wait()
+            self._ending.get()
         finally:
-            self._stopping.set()
+            self._is_stopping = True
             with suppress(RitornelloError):
                 intake.end().result()  # from here on nothing comes into the queue
             self._finish(threads)
@@ -170,7 +173,7 @@ class Worker(WorkerBase[Handle, Middleware]):
         self._given.put((held, view))
 
     def _refused(self, error: RitornelloError) -> None:
-        if not self._stopping.is_set():
+        if not self._is_stopping:
             self._error = error
             self.stop()
 
@@ -182,7 +185,7 @@ class Worker(WorkerBase[Handle, Middleware]):
             held, view = given
             handle = self._by_theme.get(view.theme)
             try:
-                if self._stopping.is_set() or handle is None:
+                if self._is_stopping or handle is None:
                     self._client.core.give_back(held)
                 else:
                     self._handle(held, view, handle)
