@@ -35,6 +35,7 @@ STATUSES: tuple[tuple[type[BaseException], int], ...] = (
     (errors.NotConnected, 5),
     (errors.Unauthenticated, 6),
     (errors.Forbidden, 6),
+    (errors.BadRequest, 2),
     (errors.RitornelloError, 1),
     (contexts.ContextError, 2),
     (OSError, 1),

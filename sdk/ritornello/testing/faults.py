@@ -18,6 +18,14 @@ from typing import Self
 _OWN = frozenset({"heartbeat", "resume", "credit"})
 
 _PUSHES = ("hello", "session", "lease_lost", "draining")
+_KNOWN = frozenset(
+    {
+        *("new", "append", "replace", "remove", "store", "touch", "park", "unpark", "txn"),
+        *("take", "acquire", "get", "resume", "credit", "heartbeat"),
+        *("policy", "pause", "transfer", "limits"),  # over HTTP
+        *_PUSHES,
+    }
+)
 
 Kind = str  # of a fault: the name of the method that makes it
 
@@ -47,6 +55,10 @@ class Fault:
         self._faults = faults
         self._answers = answers  # None: as long as it stands
         self._of = None if of is None else frozenset((of,) if isinstance(of, str) else of)
+        unknown = sorted((self._of or frozenset()) - _KNOWN)
+        if unknown:
+            known = ", ".join(sorted(_KNOWN))
+            raise ValueError(f"of names {', '.join(unknown)}; there is {known}")
 
     def end(self) -> None:
         """Let it happen no more."""

@@ -7,6 +7,7 @@ and closing codes included, so that either side sees of the other what it would 
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Callable
 from typing import Any, cast
@@ -37,6 +38,11 @@ _PIECE_BYTES = 1 << 16
 _Close = tuple[int, str]
 
 
+# What breaks here breaks on purpose, and is no error in the log of whoever tests.
+_quiet = logging.getLogger("ritornello.testing.proxy")
+_quiet.setLevel(logging.CRITICAL + 1)
+
+
 class Proxy:
     """One server as its clients see it. Made and used on one loop."""
 
@@ -59,7 +65,9 @@ class Proxy:
             auto_decompress=False,
             skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
         )
-        self._web = web.Server(self._serve, handler_cancellation=True, access_log=None)
+        self._web = web.Server(
+            self._serve, handler_cancellation=True, access_log=None, logger=_quiet
+        )
         self._listening = await loop.create_server(self._protocol, "127.0.0.1", 0)
 
     @property

@@ -82,7 +82,7 @@ def test_a_setting_is_said_once(shell: Shell, theme: int) -> None:
 
 def test_the_cluster_refuses_what_is_out_of_range(shell: Shell, theme: int) -> None:
     said = shell("themes", "policy", theme, "max_attempts=-1")
-    assert (said.status, said.out) == (1, "")
+    assert (said.status, said.out) == (2, "")
     assert "max_attempts is between 0 and" in said.errors
 
 

@@ -308,3 +308,8 @@ def test_events_pass_as_they_come(local_client: ritornello.sync.Client) -> None:
         local_client.new(THEME, after=0)
         assert seen.wait(5)
         following.result(5)
+
+
+def test_a_fault_of_something_that_is_never_said_is_refused() -> None:
+    with pytest.raises(ValueError, match="appendd"):
+        Faults(lambda: None).drop(of=("append", "appendd"))
