@@ -186,9 +186,13 @@ class History:
         self.cluster.trouble = 0.0
         for _ in range(4000):
             self.step(faults=False)
-            is_told = all(one.answers or one.is_cancelled for one in self.asked)
-            if self.now_s > 1200 and is_told and self.talk.is_resumed:
+            if self.now_s > 1200 and self.talk.is_resumed and self.is_told:
                 break
+
+    @property
+    def is_told(self) -> bool:
+        """Whether everybody was told something who waits for it."""
+        return all(one.answers or one.is_cancelled for one in self.asked)
 
     # What must hold
 
