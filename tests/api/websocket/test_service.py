@@ -1,8 +1,10 @@
 """Every request and push over a real connection, to a cluster of one."""
 
 import asyncio
+import itertools
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -226,48 +228,86 @@ async def test_what_a_transaction_gives_is_the_consumers(node: Running, ws: Clie
 # Touching
 
 
-@pytest.fixture
-async def worker(node: Running) -> dict[str, Any]:
-    """A session that a worker operates over HTTP, who is not heard of again; its lease is short."""
-    await do(node, SetPolicy(THEME, (("lease_ms", 500),)))
+async def made_by_a_worker(node: Running, key: str) -> dict[str, Any]:
+    """A session that somebody operates over HTTP, who is not heard of again."""
     async with (
         ClientSession(node.url) as client,
-        client.post(f"/v1/themes/{THEME}/sessions?key=work", data=b"x") as response,
+        client.post(f"/v1/themes/{THEME}/sessions?key={key}", data=b"x") as response,
     ):
         created: dict[str, Any] = await response.json()
     assert created["epoch"] == 1
     return created
 
 
-BY_ID = {"op": "touch", "epoch": 1}
-BY_KEY = {"op": "touch", "theme": THEME, "key": "work", "epoch": 1}
+@pytest.fixture
+async def short_leases(node: Running) -> None:
+    await do(node, SetPolicy(THEME, (("lease_ms", 500),)))
+
+
+@pytest.fixture
+async def worker(node: Running, short_leases: None) -> dict[str, Any]:  # noqa: ARG001
+    """A session that a worker operates, with a short lease."""
+    return await made_by_a_worker(node, "work")
+
+
 NEXT = {"op": "new", "theme": OTHER}
+WAYS_TO_TOUCH = list(
+    itertools.product(
+        (None, [], [NEXT], [{"op": "append", "text": "y"}]),  # alone, or with others
+        ("id", "key"),
+        (False, True),  # with an idempotency key
+    )
+)
 
 
-@pytest.mark.parametrize("idempotency", [{}, {"idempotency_key": "a"}])
-@pytest.mark.parametrize("touch", [BY_ID, BY_KEY])
-@pytest.mark.parametrize("others", [None, [], [NEXT], [{"op": "append", "text": "y"}]])
 async def test_what_is_touched_is_the_consumers_from_then_on(
     node: Running,
-    ws: Client,
-    worker: dict[str, Any],
-    touch: dict[str, Any],
-    others: list[dict[str, Any]] | None,
-    idempotency: dict[str, str],
+    short_leases: None,  # noqa: ARG001
 ) -> None:
-    touch = touch if "key" in touch else {**touch, "id": worker["id"]}
-    if others is None:
-        answer = await ws.ask(**touch, **idempotency)
-    else:
-        named = [one if one["op"] == "new" else {**touch, **one} for one in others]
-        answer = await ws.ask("txn", operations=[touch, *named], **idempotency)
-    assert "error" not in answer
-    await ws.idle(2)  # several leases, and a heartbeat's answer as often
-    assert phase(node, worker["id"]) is Phase.ACTIVE
-    assert (await ws.ask("heartbeat"))["held"] == 1 + (others == [NEXT])
-    appended = await ws.ask("append", id=worker["id"], epoch=1, text="z")
-    assert "error" not in appended
-    assert ws.pushes == []
+    """Each way has a session and a connection of its own; they wait side by side."""
+
+    async def touched(
+        ws: Client,
+        worker: dict[str, Any],
+        others: list[dict[str, Any]] | None,
+        named: str,
+        idempotency: dict[str, str],
+    ) -> None:
+        names = {"id": worker["id"]} if named == "id" else {"theme": THEME, "key": worker["key"]}
+        touch = {"op": "touch", "epoch": 1, **names}
+        if others is None:
+            answer = await ws.ask(**touch, **idempotency)
+        else:
+            more = [one if one["op"] == "new" else {**touch, **one} for one in others]
+            answer = await ws.ask("txn", operations=[touch, *more], **idempotency)
+        assert "error" not in answer
+
+    async def stays(
+        ws: Client, worker: dict[str, Any], others: list[dict[str, Any]] | None
+    ) -> None:
+        await ws.idle(2)  # several leases, and a heartbeat's answer as often
+        assert phase(node, worker["id"]) is Phase.ACTIVE
+        assert (await ws.ask("heartbeat"))["held"] == 1 + (others == [NEXT])
+        appended = await ws.ask("append", id=worker["id"], epoch=1, text="z")
+        assert "error" not in appended
+        assert ws.pushes == []
+
+    async def noted(way: object, done: Awaitable[None]) -> None:
+        try:
+            await done
+        except BaseException as error:
+            error.add_note(f"touched so: {way}")
+            raise
+
+    async with AsyncExitStack() as stack, asyncio.TaskGroup() as group:
+        for number, (others, named, is_idempotent) in enumerate(WAYS_TO_TOUCH):
+            way = (others, named, is_idempotent)
+            ws = await stack.enter_async_context(connect(node))
+            worker = await made_by_a_worker(node, f"work-{number}")
+            worker["key"] = f"work-{number}"
+            idempotency = {"idempotency_key": f"a-{number}"} if is_idempotent else {}
+            await noted(way, touched(ws, worker, others, named, idempotency))
+            group.create_task(noted(way, stays(ws, worker, others)))
 
 
 async def test_what_is_touched_while_the_node_is_about_to_stop_stays_where_it_is(
