@@ -24,7 +24,7 @@ def test_events(shell: Shell, client: Client, theme: int) -> None:
     assert (rest["kind"], rest["id"]) == ("removed", session.id)
     only = shell.good("tail", "--theme", theme, "--kind", "removed", "--after", "0", "--count", "1")
     assert only.rows[0][1] == "removed"
-    assert shell("tail", "--kind", "nonsense").status == 1
+    assert shell("tail", "--kind", "nonsense").status == 2
 
 
 def test_events_come_as_they_happen(shell: Shell, client: Client, theme: int) -> None:
