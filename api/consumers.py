@@ -23,7 +23,7 @@ from functools import partial
 from typing import Protocol
 
 from api.gateway import Gateway
-from api.operators import Operator, Operators
+from api.operators import RESUMED, Operator, Operators
 from state import Cause, Failure, Outcome, Result, encode
 from state.operations import Heartbeat
 
@@ -124,20 +124,38 @@ class Consumer:
             if self._left is not None:
                 self._release_once_more(*self._left)
 
-    def take(self, session_id: int, epoch: int, *, is_known: bool = False) -> None:
+    def take(self, session_id: int, epoch: int, *, is_known: bool = False) -> bool:
         """Hold a session that the cluster has given it, unless that is over already.
 
         `is_known` says that the consumer knows of it, even if it never hears this answer. It may
         have come under a name that the consumer had before: then it is made its own.
+
+        False if it is not the consumer's, which is there to be told so: see `misses`. It may have
+        gone to another, or ended, in the very batch that gave it.
         """
         if not self._gateway.is_held(session_id, epoch, self.name):
-            return
+            return self.is_gone
         if not self.is_gone:
             self._operators.begin(session_id, epoch, self)
         elif self._left is not None:
             self._release_once_more(*self._left)
         elif not is_known:
             self._operators.give_back(session_id, epoch, "whoever asked for it had vanished")
+        return True
+
+    def misses(self, sessions: Iterable[tuple[int, int]]) -> None:
+        """Take back what it was just told: that these sessions are its own."""
+        for session_id, epoch in sessions:
+            is_active = self._gateway.epoch(session_id) == epoch
+            operator = self._operators.find(session_id)
+            if operator is not None and operator.epoch == epoch and operator.consumer is self:
+                if is_active:  # else that is told when all know of the batch
+                    self._operators.part(operator)
+                continue
+            self._operators.lost += 1
+            cause = RESUMED if is_active else self._gateway.cause(session_id)
+            if not self.is_gone:
+                self._listener.on_lost(session_id, epoch, cause)
 
     def leave(self, cause: Cause, reason: str) -> None:
         """It is gone for certain: what it holds is stored, when all is done that it has said.

@@ -166,12 +166,16 @@ class Gateway:
         session = self._machine.session(key)
         return 0 if session is None else session.session_id
 
-    def is_held(self, session_id: int, epoch: int, consumer: bytes) -> bool:
-        """Whether a session is active in this epoch, and this consumer's."""
+    def holder(self, session_id: int, epoch: int) -> bytes | None:
+        """Whose a session is that is active in this epoch; None if it is not, or nobody's."""
         session = self._machine.session(session_id)
         if session is None or session.phase is not Phase.ACTIVE or session.epoch != epoch:
-            return False
-        return session.consumer is not None and session.consumer.consumer_id == consumer
+            return None
+        return None if session.consumer is None else session.consumer.consumer_id
+
+    def is_held(self, session_id: int, epoch: int, consumer: bytes) -> bool:
+        """Whether a session is active in this epoch, and this consumer's."""
+        return self.holder(session_id, epoch) == consumer
 
     def theme_of(self, session_id: int) -> int | None:
         """The theme of a session; None if it is not there."""

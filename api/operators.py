@@ -27,7 +27,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from time import monotonic
-from typing import ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from api.answers import cause_name
 from api.budget import ErrorBudget
@@ -87,6 +87,7 @@ class Step(NamedTuple):
     asker: "Consumer | None" = None  # who asked for it, if that one is connected here
     together: "_Together | None" = None  # the transaction that this is a part of
     is_overtaken: bool = False  # its session was taken anew while it is insisted on
+    holder: bytes | None = None  # while it is insisted on: whose its session was before
 
 
 class Consumer(Protocol):
@@ -181,7 +182,8 @@ class Operator:
         is_insisted = step.is_verdict and _must_insist(step, failure)
         if is_insisted:
             # It stays the operator's own: tried until it is known, with nobody to tell.
-            self._current = step._replace(callback=_nobody)
+            holder = self._operators.gateway.holder(self.session_id, self.epoch)
+            self._current = step._replace(callback=_nobody, holder=holder)
             self._operators.again(0, self._insist)
         else:
             self._current = None
@@ -225,6 +227,12 @@ class Operator:
     def _insist(self, attempt: int) -> None:
         if self._current is None:
             return
+        if self.has_ended and _is_by_key(self._current.encoded):
+            # The key may be another session's by now, in the same epoch.
+            step, self._current = self._current, None
+            self._operators.done(step)
+            self.go_on()
+            return
 
         def answered(result: Result) -> None:
             step = self._current
@@ -241,20 +249,23 @@ class Operator:
             if not isinstance(result, Failure):
                 self._conclude(step)
             elif not self.has_ended and self._is_own(step):
-                self._give_up(result)
+                self._give_up(step, result)
             self._operators.done(step)
             self.go_on()
 
         self._operators.gateway.submit(self._current.encoded, answered, is_ending=True)
 
-    def _give_up(self, failure: Failure) -> None:
+    def _give_up(self, step: Step, failure: Failure) -> None:
         """A verdict will not be done of which its consumer was told that nobody knows."""
-        consumer, is_held = self.consumer, self._operators.gateway.is_held
-        if consumer is None or consumer.is_gone:
+        consumer = self.consumer
+        if consumer is not None and consumer.is_gone:
             return  # then it is stored all the same, or may be resumed
-        if is_held(self.session_id, self.epoch, consumer.name):
+        # Over HTTP a consumer has no more than a name, by which its heartbeats keep the session.
+        name = step.holder if consumer is None else consumer.name
+        holder = self._operators.gateway.holder(self.session_id, self.epoch)
+        if name is not None and holder == name:
             self._store(Cause.FAILED, f"its verdict was refused: {failure.code}")
-        else:
+        elif consumer is not None:
             self._operators.part(self)
 
     def overtake(self) -> None:
@@ -744,11 +755,22 @@ def _is_unheard(step: Step) -> bool:
     return step.callback is _nobody or (step.asker is not None and step.asker.is_gone)
 
 
-def _end_of(verdict: bytes) -> str:
-    """How a session ends by an encoded verdict, as `Gateway.cause` says it."""
-    values = decode(verdict)
+def _is_by_key(verdict: bytes) -> bool:
+    """Whether an encoded verdict names its session by its key."""
+    return isinstance(_values_of(verdict)[1], tuple)
+
+
+def _values_of(verdict: bytes) -> tuple[Any, ...]:
+    """The values of an encoded verdict, without its idempotency key."""
+    values: tuple[Any, ...] = decode(verdict)
     if values[0] == Idempotent.code:
         values = values[_INSIDE]
+    return values
+
+
+def _end_of(verdict: bytes) -> str:
+    """How a session ends by an encoded verdict, as `Gateway.cause` says it."""
+    values = _values_of(verdict)
     if values[0] == Remove.code:
         return REMOVED
     return cause_name(Cause.PARKED if values[0] == Park.code else values[_STORE_CAUSE])

@@ -112,14 +112,9 @@ class Request(
             return encode_fields(self.becomes, fields)
         # Done once for all times that it is asked for with its key.
         remember_ms = max(_ms(self.remember_for) or 0, 1)
-        key, until_used = key_of(self.idempotency_key), int(self.is_until_used)
+        key, until_used = key_of(self.idempotency_key), int(getattr(self, "until_used", False))
         inner = (self.becomes.code, *fields)
         return encode_fields(op.Idempotent, (key, remember_ms, inner, until_used))
-
-    @property
-    def is_until_used(self) -> bool:
-        """Whether its key is forgotten when what it gives is used."""
-        return False
 
 
 class Targeted(Request, kw_only=True):
@@ -166,10 +161,6 @@ class New(Request, tag="new", kw_only=True):
     until_used: bool = False  # it has not been sent before: see `state.operations.Idempotent`
     traceparent: TraceParent | None = None  # W3C Trace Context; the session keeps it
     tracestate: TraceState | None = None
-
-    @property
-    def is_until_used(self) -> bool:
-        return self.until_used
 
     def fields(self, consumer: bytes | None) -> Fields:
         if self.until_used and self.idempotency_key is None:
@@ -325,21 +316,18 @@ class Txn(Request, tag="txn", kw_only=True):
         named = [one for one in self.operations if isinstance(one, Targeted)]
         return [(one.target, getattr(one, "epoch", None), one.is_verdict) for one in named]
 
-    def name_by_id(self, named: Callable[[Target, int | None], Target]) -> bool:
-        """Have sessions named as `named` says; whether that changes anything.
+    def name_by_id(self, named: Callable[[Target, int | None], Target]) -> None:
+        """Have sessions named as `named` says.
 
         With an idempotency key it stays as it is, since that is what it is known by.
         """
-        has_changed = False
         if self.idempotency_key is not None:
-            return False
+            return
         for one in self.operations:
             if isinstance(one, Targeted) and one.id is None:
                 found = named(one.target, getattr(one, "epoch", None))
                 if isinstance(found, int):
                     one.id, one.theme, one.key = session_text(found), None, None
-                    has_changed = True
-        return has_changed
 
     def fields(self, consumer: bytes | None) -> Fields:
         for position, one in enumerate(self.operations):

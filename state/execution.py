@@ -234,8 +234,8 @@ class Executor:
         if data:
             self._check_growth(session, len(data))
         self._change(session)
-        if epoch is not None and self._tables.unused:
-            self._tables.use(session)
+        if self._tables.unused:
+            self._tables.use(session, epoch)
         if data:
             self._tables.add_chunk(session, data)
         revision = session.revision
@@ -256,8 +256,8 @@ class Executor:
         if growth_bytes > 0 and tables.size_bytes + growth_bytes > limits.state_bytes:
             _exceeded("state_bytes", tables.size_bytes + growth_bytes, limits.state_bytes)
         self._change(session)
-        if epoch is not None and tables.unused:
-            tables.use(session)
+        if tables.unused:
+            tables.use(session, epoch)
         self._ledger.rewritten(session)
         session.chunks = [data] if data else []
         tables.resize(session, growth_bytes)
@@ -290,8 +290,8 @@ class Executor:
         session = self._claim(target, epoch, _STORE, if_revision)
         if session.phase is ACTIVE:
             self._renew(session)
-            if epoch is not None and cause != Cause.SHUTDOWN and self._tables.unused:
-                self._tables.use(session)
+            if self._tables.unused and cause != Cause.SHUTDOWN:
+                self._tables.use(session, epoch)
             return self._store_active(
                 session, _STORE, repeat_after_ms, _STORE_CAUSES[cause], reason
             )
@@ -367,8 +367,8 @@ class Executor:
         self._check_reason(reason)
         session = self._claim(target, epoch, _PARK, if_revision)
         self._renew(session)
-        if epoch is not None and self._tables.unused:
-            self._tables.use(session)
+        if self._tables.unused:
+            self._tables.use(session, epoch)
         self._deactivate(session, _PARK, PARKED, Cause.PARKED, reason)
         self._settle(session, _PARK)
         return session.revision
@@ -394,8 +394,8 @@ class Executor:
             consumer = session.consumer
             if consumer is not None and consumer.seen_ms != self._tables.now_ms:
                 self._tables.see(consumer)
-        if epoch is not None and self._tables.unused:
-            self._tables.use(session)
+        if self._tables.unused:
+            self._tables.use(session, epoch)
         self._tables.drop(session)
         revision = session.revision
         self.events.append(

@@ -286,12 +286,13 @@ class Tables:
         del self.unused[receipt.unused_id]
         receipt.unused_id = 0
 
-    def use(self, session: Session) -> None:
-        """Take note that the epoch of a session was shown: whoever asked for it has the answer.
+    def use(self, session: Session, epoch: int | None) -> None:
+        """Take note of a change that shows this epoch of a session, or none.
 
-        Not in a transaction, which may come to nothing: the key is remembered for longer then.
+        Who shows the first one has had the answer to its New. In a transaction, which may come to
+        nothing, that is no matter: the key is remembered for longer then.
         """
-        if session.epoch == FIRST_EPOCH and self.ledger.undo is None:
+        if epoch == FIRST_EPOCH and self.ledger.undo is None:
             key = self.unused.get(session.session_id)
             if key is not None:
                 self.drop_receipt(key)

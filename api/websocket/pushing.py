@@ -25,13 +25,18 @@ class Pusher:
         loop: asyncio.AbstractEventLoop,
         *,
         pushed: Pushed,
+        failed: Callable[[Failure], None],
         has_room: Callable[[], bool],
     ) -> None:
-        """`has_room` says whether the consumer takes what it is told: if not, it gets no more."""
+        """`failed` is told of an Acquire that has failed: it may have been done all the same.
+
+        `has_room` says whether the consumer takes what it is told: if not, it gets no more.
+        """
         self._waiters = waiters
         self._consumer = consumer
         self._loop = loop
         self._pushed = pushed
+        self._failed = failed
         self._has_room = has_room
         self._waiter: Waiter | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -97,6 +102,8 @@ class Pusher:
             if is_current:
                 self.credit = max(self.credit - len(result), 0)
             self._pushed(result)
+        else:
+            self._failed(result)
         if not is_current or not self.credit or self._is_stopped:
             return
         if result and not isinstance(result, Failure):

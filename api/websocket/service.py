@@ -43,9 +43,9 @@ from api.websocket.frames import (
 )
 from api.websocket.outbox import Outbox
 from api.websocket.pushing import Pusher
-from state import Acquired, Created, Done, Failure, Result, encode
+from state import Acquired, Created, Done, Failure, Outcome, Result, encode
 from state import operations as op
-from state.errors import SessionNotFound
+from state.errors import LeaseLost, SessionNotFound
 
 _log = logging.getLogger(__name__)
 
@@ -101,6 +101,7 @@ class Service:
             consumer.name,
             self._loop,
             pushed=self._pushed,
+            failed=self._consumer.doubts,
             has_room=lambda: not outbox.is_blocked,
         )
         self._is_draining = False
@@ -210,10 +211,11 @@ class Service:
         self, sessions: Iterable[tuple[int, int]], name: bytes | None, then: Callable[[], object]
     ) -> None:
         """Direct sessions from here on, and then answer. Without a name they are claimed first."""
+        missed: list[tuple[int, int]] = []
         if name is not None:
-            for session_id, epoch in sessions:
-                self._consumer.take(session_id, epoch)
+            missed += self._take_all(sessions)
             then()
+            self._consumer.misses(missed)
             return
         active = [one for one in sessions if self._gateway.epoch(one[0]) == one[1]]
         if self._consumer.is_gone:
@@ -223,19 +225,34 @@ class Service:
             then()
             return
 
-        def claimed(session_id: int, epoch: int, result: Result) -> None:
+        def claim(attempt: int, session: tuple[int, int]) -> None:
+            touch = op.Touch(*session, self._consumer.name)
+            done = partial(claimed, attempt, session)
+            self._gateway.submit(encode(touch), done, is_ending=True)
+
+        def claimed(attempt: int, session: tuple[int, int], result: Result) -> None:
             nonlocal left
-            self._note(result, [(session_id, epoch)])
-            if not isinstance(result, Failure):
-                self._consumer.take(session_id, epoch, is_known=True)
+            self._note(result, [session])
+            if isinstance(result, Failure):
+                may_come = result.retryable or result.outcome is Outcome.UNKNOWN
+                if may_come and not self._consumer.is_gone:
+                    # It is given already: nobody else would claim it.
+                    self._operators.again(attempt + 1, claim, session)
+                    return
+                missed.append(session)
+            elif not self._consumer.take(*session, is_known=True):
+                missed.append(session)
             left -= 1
             if not left:
                 then()
+                self._consumer.misses(missed)
 
-        for session_id, epoch in active:
-            touch = op.Touch(session_id, epoch, self._consumer.name)
-            done = partial(claimed, session_id, epoch)
-            self._gateway.submit(encode(touch), done, is_ending=True)
+        for session in active:
+            claim(0, session)
+
+    def _take_all(self, sessions: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Direct sessions from here on. Answers those that are not the consumer's after all."""
+        return [one for one in sessions if not self._consumer.take(*one)]
 
     def _new(self, request: ask.New) -> None:
         if not self._is_free:
@@ -311,7 +328,9 @@ class Service:
         self._end_poll(poll)
         if not poll.is_given_up:
             self._acquired(poll.seq, result)
-        elif not isinstance(result, Failure):
+        elif isinstance(result, Failure):
+            self._consumer.doubts(result)
+        else:
             for session_id, epoch in _ids(result):
                 self._operators.give_back(session_id, epoch, "whoever asked for it had given up")
 
@@ -340,9 +359,9 @@ class Service:
             self._direct(seq, result)
             return
         self._budget.earn()
-        for session_id, epoch in _ids(result):
-            self._consumer.take(session_id, epoch)
+        missed = self._take_all(_ids(result))
         self._out.answer_session(SessionsAnswer(seq=seq, sessions=result))
+        self._consumer.misses(missed)
 
     def _resume(self, request: ask.Resume) -> None:
         self._front.check(self._principal, Scope.OPERATE)
@@ -367,13 +386,18 @@ class Service:
             if isinstance(result, Failure):
                 concluded(place, NotResumed(id=held.id, error=of_failure(result).fields()))
                 return
-            self._consumer.take(session_id, epoch, is_known=True)
+            if not self._consumer.take(session_id, epoch, is_known=True):
+                lost = LeaseLost(session_id, epoch, max(self._gateway.epoch(session_id), epoch))
+                concluded(place, NotResumed(id=held.id, error=of_failure(lost).fields()))
+                return
             revision = result if isinstance(result, int) else 0
             lease_ms = self._gateway.lease_ms(session_id)
             what = Resumed(id=held.id, epoch=epoch, revision=revision, lease_ms=lease_ms)
             concluded(place, what)
 
         def known(place: int, touch: bytes, refused: Refusal | None) -> None:
+            if self._consumer.is_gone:
+                return  # another may have resumed it since
             if refused is None:
                 self._gateway.submit(touch, partial(touched, place), is_ending=True)
             elif refused.problem.code == "forbidden":
@@ -474,19 +498,16 @@ class Service:
             name = self._may_be_given(request)
         elif touches:
             name = self._name_to_claim(request)
-        encoded = request.encoded(name)
         themes = [one.theme for one in operations if isinstance(one, ask.New)]
         self._front.check(self._principal, Scope.OPERATE, *themes)
-        shown = request.shown
-        targets = tuple(target for target, _, _ in shown)
+        targets = tuple(target for target, _, _ in request.shown)
 
         def go_on() -> None:
-            nonlocal shown, encoded
-            if request.name_by_id(self._operators.named):
-                shown, encoded = request.shown, request.encoded(name)
+            request.name_by_id(self._operators.named)
+            encoded, weight = request.encoded(name), len(operations)
             done = partial(self._transacted, request.seq, name, touches, self._touched(touches))
             self._operators.transact(
-                shown, encoded, done, weight=len(operations), asker=self._consumer
+                request.shown, encoded, done, weight=weight, asker=self._consumer
             )
 
         self._if_allowed(request.seq, targets, go_on)
@@ -509,6 +530,7 @@ class Service:
         has the consumer's name is its own in any case.
         """
         given: list[tuple[int, int]] = []
+        missed: list[tuple[int, int]] = []
         if isinstance(result, Done):
             given += (
                 (one.session_id, one.epoch)
@@ -519,10 +541,18 @@ class Service:
             self._consumer.doubts(result, shown)
         elif name is not None:
             for session_id, epoch in self._touched(touches):
-                self._consumer.take(session_id, epoch, is_known=True)
+                is_taken = self._consumer.take(session_id, epoch, is_known=True)
+                # What is over may be so by this very transaction.
+                if not is_taken and self._gateway.epoch(session_id) == epoch:
+                    missed.append((session_id, epoch))
         elif not self._is_draining:
             given += shown
-        self._given(given, name, partial(self._answered, seq, result))
+
+        def told() -> None:
+            self._answered(seq, result)
+            self._consumer.misses(missed)
+
+        self._given(given, name, told)
 
     # The rest
 
@@ -581,10 +611,10 @@ class Service:
         self._pusher.give(tuple(dict.fromkeys(request.themes)), request.count)
 
     def _pushed(self, result: list[SessionView]) -> None:
-        for session_id, epoch in _ids(result):
-            self._consumer.take(session_id, epoch)
+        missed = self._take_all(_ids(result))
         for view in result:
             self._out.push_session(SessionPush(session=view))
+        self._consumer.misses(missed)
         self._front.websockets.pushed += len(result)
 
 

@@ -357,13 +357,19 @@ class Connection:
         """Take what the cluster has given; without a name it is claimed first."""
         for session_id, epoch in sessions:
             if name is not None:
-                self.consumer.take(session_id, epoch)
-                self.hears(session_id, epoch)
+                self.takes(session_id, epoch)
             elif self.node.gateway.epoch(session_id) == epoch:
                 self.touch(session_id, epoch)
 
+    def takes(self, session_id: int, epoch: int, *, is_known: bool = False) -> None:
+        """Be answered that it holds a session; and be told at once if that is not so."""
+        is_taken = self.consumer.take(session_id, epoch, is_known=is_known)
+        self.hears(session_id, epoch)
+        if not is_taken:
+            self.consumer.misses([(session_id, epoch)])
+
     def hears(self, session_id: int, epoch: int) -> None:
-        if self.is_open and self.node.gateway.is_held(session_id, epoch, self.name):
+        if self.is_open:
             self.world.tell((self, "holds", session_id, epoch))
             self.believes[session_id] = epoch
             self.heard_of.add(session_id)
@@ -376,8 +382,7 @@ class Connection:
             self.world.tell((self, "is answered to resume", session_id, result))
             self.note(result, [(session_id, epoch)])
             if not isinstance(result, Failure):
-                self.consumer.take(session_id, epoch, is_known=True)
-                self.hears(session_id, epoch)
+                self.takes(session_id, epoch, is_known=True)
             elif result.outcome is Outcome.UNKNOWN:
                 self.maybe.add(session_id)
                 self.world.remember(session_id, epoch)
@@ -411,8 +416,8 @@ class Connection:
                 keyed.is_heard |= self.is_open and keyed.asker is self
             is_held = self.node.gateway.is_held(session_id, epoch, self.name)
             if keyed is None or is_first or is_held:
-                self.consumer.take(session_id, epoch, is_known=keyed is not None)
-                self.hears(session_id, epoch)
+                if self.consumer.take(session_id, epoch, is_known=keyed is not None):
+                    self.hears(session_id, epoch)  # else the answer says that it is over
             elif not self.consumer.is_gone:
                 self.given([(session_id, epoch)], None)
 
@@ -466,6 +471,7 @@ class World:
         self.keyed: list[Keyed] = []
         # By keys: sessions that were begun, but for those whose epoch somebody else has shown.
         self.begun: dict[bytes, int] = {}
+        self.spared: set[int] = set()  # all that was begun under a key
         self._is_calm = False
         self._number = 0
         self._open = 0  # requests that are not answered
@@ -666,6 +672,7 @@ class World:
             return
         if encoded[1] == op.Idempotent.code and isinstance(result, Created):
             key, session_id = _unpack(encoded)[1], result.session_id
+            self.spared.add(session_id)
             is_same = self.begun.setdefault(key, session_id) in {session_id, SHOWN}
             must(is_same, "begun twice under one key:", key, session_id)
         if encoded[1] != op.Heartbeat.code:
@@ -683,7 +690,7 @@ class World:
                 is_known = self.is_known(session_id, epoch)
                 is_refused = self._may_be_refused(owner, session_id, epoch)
                 # Nobody had come for it in time; it may have been asked for again in that moment.
-                is_spared = session_id in self.begun.values()
+                is_spared = session_id in self.spared
                 is_due = is_refused or is_spared or not is_known
                 must(is_due, "stored though somebody knows of it:", session_id, epoch)
             case op.Append.code | op.Replace.code | op.Remove.code | op.Park.code | op.Txn.code:

@@ -422,6 +422,104 @@ def test_what_is_being_stored_already_is_not_stored_once_more(node: Node) -> Non
     assert (operator.is_storing, operator.depth) == (True, 1)
 
 
+def test_of_two_who_resume_at_once_one_is_told_that_it_has_not(node: Node) -> None:
+    """Both are applied in one batch, and answered only then."""
+    (first, told), (second, other) = node.connect(), node.connect()
+    session_id = node.new(node.connect()[0])
+    for consumer in (first, second):
+
+        def touched(_: Any, consumer: Consumer = consumer) -> None:
+            if not consumer.take(session_id, 1, is_known=True):
+                consumer.misses([(session_id, 1)])
+
+        node.gateway.submit(encode(op.Touch(session_id, 1, consumer.name)), touched)
+    node.gateway.commit()
+    assert (first.held, second.held) == (set(), {session_id})
+    assert (told.lost, other.lost) == ([(session_id, 1, "resumed")], [])
+
+
+@pytest.mark.parametrize("is_over", [False, True])
+def test_what_is_taken_from_one_in_the_batch_that_gave_it_is_told_once(
+    node: Node, *, is_over: bool
+) -> None:
+    """Though it held it before, and only resumes it."""
+    consumer, told = node.connect()
+    session_id = node.new(consumer)
+
+    def touched(_: Any) -> None:
+        if not consumer.take(session_id, 1, is_known=True):
+            consumer.misses([(session_id, 1)])
+
+    node.gateway.submit(encode(op.Touch(session_id, 1, consumer.name)), touched)
+    after = op.Remove(session_id, 1) if is_over else op.Touch(session_id, 1, b"elsewhere")
+    node.gateway.submit(encode(after), lambda _: None)
+    node.gateway.commit()
+    assert consumer.held == set()
+    assert told.lost == [(session_id, 1, "removed" if is_over else "resumed")]
+
+
+def test_a_refused_verdict_leaves_alone_what_another_node_has(node: Node) -> None:
+    elsewhere = Node(node.cluster, "b")
+    (consumer, told), (other, other_told) = node.connect(), elsewhere.connect()
+    session_id = node.new(consumer)
+    _insist(node, consumer, op.Store(session_id, 1, if_revision=9))
+    elsewhere.gateway.submit(
+        encode(op.Touch(session_id, 1, other.name)), lambda _: other.take(session_id, 1)
+    )
+    elsewhere.gateway.commit()
+    node.cluster.loop.advance(0.3)
+    node.gateway.commit_all()
+    assert node.session(session_id).phase is Phase.ACTIVE
+    assert (told.lost, other_told.lost) == ([(session_id, 1, "resumed")], [])
+
+
+def test_a_refused_verdict_leaves_alone_what_may_be_resumed(node: Node) -> None:
+    consumer, _ = node.connect()
+    session_id = node.new(consumer)
+    _insist(node, consumer, op.Store(session_id, 1, if_revision=9))
+    consumer.vanish()
+    node.cluster.loop.advance(6)
+    node.gateway.commit_all()
+    assert node.session(session_id).phase is Phase.ACTIVE
+
+
+def test_a_verdict_in_doubt_and_a_take_in_one_batch_are_no_loss(node: Node) -> None:
+    consumer, told = node.connect()
+    session_id = node.new(consumer)
+    operator = node.operators.find(session_id)
+    assert operator is not None
+    store = encode(op.Store(session_id, 1, 0))
+    operator.ask(Step(store, lambda _: None, is_verdict=True, is_ending=True, asker=consumer))
+    node.gateway.expire()
+    node.gateway.submit(
+        encode(op.AcquireSession(session_id, consumer.name)), lambda _: consumer.take(session_id, 2)
+    )
+    node.gateway.commit()
+    assert (consumer.held, told.lost) == ({session_id}, [])
+
+
+def test_a_transaction_of_the_holder_does_not_hide_that_another_has_removed_it(node: Node) -> None:
+    consumer, told = node.connect()
+    session_id = node.new(consumer)
+    append = encode(op.Txn((op.Append(session_id, 1, b"x"),)))
+    node.operators.transact(
+        [(session_id, 1, False)], append, lambda _: None, weight=1, asker=consumer
+    )
+    node.gateway.submit(encode(op.Remove(session_id, 1)), lambda _: None)
+    node.gateway.commit()
+    assert told.lost == [(session_id, 1, "removed")]
+
+
+def _insist(node: Node, consumer: Consumer, verdict: op.Operation) -> None:
+    """Have a verdict of the consumer's in doubt, whose first try never arrives."""
+    operator = node.operators.find(verdict.target)  # type: ignore[attr-defined]
+    assert operator is not None
+    step = Step(encode(verdict), lambda _: None, is_verdict=True, is_ending=True, asker=consumer)
+    operator.ask(step)
+    node.gateway.expire()
+    node.gateway.sent.clear()
+
+
 def test_what_was_resumed_at_another_node_is_told_and_let_go(node: Node) -> None:
     consumer, connection = node.connect()
     ids = [node.new(consumer) for _ in range(3)]

@@ -202,8 +202,8 @@ class Steps:
                         self.world.remember(session_id, epoch)
                 return
             for session_id, epoch in touched:
-                connection.consumer.take(session_id, epoch, is_known=True)
-                connection.hears(session_id, epoch)
+                if connection.node.gateway.epoch(session_id) == epoch:
+                    connection.takes(session_id, epoch, is_known=True)
             if isinstance(result, Done):
                 given = [one for one in result.results if isinstance(one, Created) and one.epoch]
                 connection.given([one[:2] for one in given], connection.name)

@@ -371,6 +371,38 @@ def test_a_verdict_in_doubt_that_is_refused_in_the_end_lets_the_session_come_bac
     assert at.session().history[-1].reason == "its verdict was refused: revision_mismatch"
 
 
+@pytest.mark.parametrize("has_name", [False, True])
+def test_a_verdict_over_http_that_is_refused_in_the_end_ends_what_heartbeats_would_keep(
+    at: Setting, *, has_name: bool
+) -> None:
+    """Its consumer is a name, by which somebody else may show signs of life for ever."""
+    consumer = b"http-worker" if has_name else None
+    (created,) = at.cluster.do(op.New(THEME, consumer=consumer))
+    operator = at.operators.begin(created.session_id, 1, None)
+    remove = encode(op.Remove(created.session_id, 1, if_revision=9))
+    operator.ask(Step(remove, Answers(), is_verdict=True, is_ending=True))
+    at.node.expire()
+    at.node.sent.clear()
+    at.cluster.loop.advance(0.2)
+    at.node.commit_all()
+    assert at.phase(created.session_id) is (Phase.STORED if has_name else Phase.ACTIVE)
+
+
+def test_a_verdict_by_key_is_not_tried_again_when_its_session_is_over(at: Setting) -> None:
+    keyed = at.new(key=b"k")
+    remove = op.Idempotent(b"once", 10**6, op.Remove((THEME, b"k"), 1))
+    operator = at.operators.begin(keyed, 1, at.consumer)
+    step = Step(encode(remove), Answers(), is_verdict=True, is_ending=True, asker=at.consumer)
+    operator.ask(step)
+    at.node.expire()
+    at.node.sent.clear()
+    at.node.commit(op.Remove(keyed, 1), op.New(THEME, b"k"))
+    at.cluster.loop.advance(BACKOFF_MAX_S)
+    at.node.commit_all()
+    assert at.phase(keyed + 1) is Phase.ACTIVE
+    assert at.consumer.asked == 0
+
+
 def test_a_verdict_that_is_refused_in_the_end_leaves_the_session_to_who_has_resumed_it(
     at: Setting,
 ) -> None:

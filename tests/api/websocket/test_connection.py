@@ -442,6 +442,22 @@ async def test_who_resumes_at_the_same_node_is_told_of_the_verdict_of_who_held_b
         assert (lost["id"], lost["cause"]) == (created["id"], "removed")
 
 
+async def test_of_two_who_resume_at_once_only_one_believes_to_have_it(node: Running) -> None:
+    async with connect(node) as maker, connect(node) as first, connect(node) as second:
+        for _ in range(20):
+            created = await maker.ask("new", theme=THEME)
+            held = [{"id": created["id"], "epoch": 1}]
+            answers = await asyncio.gather(
+                *(one.ask("resume", sessions=held) for one in (first, second))
+            )
+            await asyncio.gather(*(one.ask("heartbeat") for one in (first, second)))
+            believers = 0
+            for one, answer in zip((first, second), answers, strict=True):
+                is_told = any(push["id"] == created["id"] for push in one.pushes)
+                believers += "error" not in answer["sessions"][0] and not is_told
+            assert believers == 1
+
+
 async def test_a_farewell_is_heard_at_the_bound(tmp_path: Path) -> None:
     async with server(tmp_path, http=replace(HTTP, websocket_requests_in_flight=4)) as node:
         async with connect(node) as ws:
