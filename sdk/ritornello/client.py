@@ -225,8 +225,7 @@ class Client:
             try:
                 view = session_of(await self._ask(reading))
             except BaseException:
-                if not held.owners:  # nobody has it in hand
-                    self._core.give_back(held)
+                self._core.give_back_all(request)
                 raise
             return Session(self.front, held, view)
 

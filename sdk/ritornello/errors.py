@@ -289,3 +289,11 @@ def request_error(fields: Mapping[str, Any]) -> RequestError:
     Not for users.
     """
     return _BY_CODE.get(str(fields.get("code")), RequestError)(fields)
+
+
+def unsayable(error: Exception) -> RequestError:
+    """The error for what no message can hold. Not for users."""
+    detail = f"it cannot be said: {error}"
+    return request_error(
+        {"code": "bad_request", "outcome": "not_applied", "retryable": False, "detail": detail}
+    )

@@ -27,10 +27,13 @@ class Front:
         future: asyncio.Future[Message] = self._loop.create_future()
         mailbox, settle = self._mailbox, self._settle
 
-        def done(result: Message | RitornelloError) -> None:
+        def done(
+            result: Message | RitornelloError, future: asyncio.Future[Message] = future
+        ) -> None:
             mailbox.post(settle, (future, request, result))
 
         request.done = done
+        del done
         self.core.ask(request, home)
         try:
             return await future
@@ -38,12 +41,13 @@ class Front:
             self.core.cancel(request, home)
             self.core.give_back_all(request)  # the answer may have come in this very turn
             raise
+        finally:
+            del future  # else it, its error and this frame would hold each other
 
     def _settle(self, answer: _Answer) -> None:
         future, request, result = answer
         if future.done():  # whoever asked has left in the meantime
-            for held, _ in request.given:
-                self.core.give_back(held)
+            self.core.give_back_all(request)
         elif isinstance(result, Message):
             future.set_result(result)
         else:

@@ -214,9 +214,10 @@ class HeldSession:
         except AttributeError:
             return  # it was never made
         held.owners -= 1
-        if self._has_verdict or held.owners or held.is_gone or held.has_verdict:
+        if held.owners or held.is_gone or not self._core.is_open:
             return
-        if not self._core.is_open:
+        if self._has_verdict or held.has_verdict:
+            self._core.leave(held)  # it may be refused yet
             return
         self._core.give_back(held, "nobody works on it any more")
         with contextlib.suppress(Exception):  # where warnings are errors nobody could catch it

@@ -85,7 +85,7 @@ class Session(HeldSession):
         try:
             return await self._ask(request)
         except RitornelloError:
-            self._has_verdict = was or self._held.has_verdict or request.may_be_done
+            self._has_verdict = was or self._held.has_verdict
             raise
 
     async def _ask(self, request: Request) -> Message:
@@ -122,6 +122,8 @@ class Session(HeldSession):
         if self._was_cancelled and task is not None and await self._take_back(task, error):
             return  # somebody else has cancelled the task as well
         if self._has_verdict:
+            if not self._held.is_over:
+                self._core.leave(self._held)  # it may be refused yet
             return
         if self._held.is_gone:
             if error is None or (self._was_cancelled and isinstance(error, asyncio.CancelledError)):
@@ -137,9 +139,8 @@ class Session(HeldSession):
             if error is None:
                 raise
             error.add_note(f"the session {self.id} is not known to be stored: {failure}")
-        finally:
-            if error is None:
-                self._warn()
+        if error is None:
+            self._warn()
 
     async def _take_back(self, task: asyncio.Task[Any], error: BaseException | None) -> bool:
         """Undo the cancellation that came with the loss. True if there was another one."""

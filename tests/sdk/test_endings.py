@@ -155,7 +155,6 @@ async def test_a_verdict_that_is_refused_after_its_caller_has_left(
             removing.cancel()
             with pytest.raises(LimitExceeded):
                 await appending
-            session._has_verdict = True  # noqa: SLF001 - leaving would give one
 
     with local.faults.delay(0.5, of="append"):
         await work()
@@ -230,6 +229,85 @@ async def test_a_verdict_that_is_refused_leaves_the_session_to_be_stored(client:
                 await session.store(10**12)
     for number in range(100):
         assert await comes_back(client, f"refused {number}") == "failed"
+
+
+async def test_a_verdict_behind_what_is_cancelled_unsent_is_not_done(
+    local: LocalServer, client: Client
+) -> None:
+    """It was said in the belief that what stood before it would be done."""
+    for is_first_cancelled in (False, True):
+        key = f"unsent {is_first_cancelled}"
+        async with client.new(THEME, b"before", key=key) as session:
+            with local.faults.refuse():
+                local.faults.cut()
+                await asyncio.sleep(0.1)
+                asked = [
+                    asyncio.ensure_future(session.append(b"important")),
+                    asyncio.ensure_future(session.remove()),
+                ]
+                await asyncio.sleep(0.05)
+                for one in asked if is_first_cancelled else reversed(asked):
+                    one.cancel()
+                await asyncio.wait(asked)
+        assert await comes_back(client, key) == "shutdown"
+        assert (await client.get((THEME, key))).data == b"before"
+
+
+async def test_what_is_said_after_something_was_cancelled_unsent_is_done(
+    local: LocalServer, client: Client
+) -> None:
+    async with client.new(THEME, key="goes on") as session:
+        with local.faults.refuse():
+            local.faults.cut()
+            await asyncio.sleep(0.1)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(session.append(b"given up"), 0.1)
+        await session.append(b"done")
+        assert (await client.get(session.id)).chunks == (b"done",)
+        await session.remove()
+
+
+@pytest.mark.parametrize("is_collected", [False, True])
+async def test_a_verdict_that_is_refused_after_its_time(
+    local: LocalServer, client: Client, *, is_collected: bool
+) -> None:
+    key = f"late {is_collected}"
+    with local.faults.delay(0.6, of="store"):
+        if is_collected:
+            session = await client.new(THEME, key=key)
+            with pytest.raises(DeadlineExceeded):
+                await session.store(10**12, timeout=0.2)
+            del session
+            gc.collect()
+        else:
+            with contextlib.suppress(DeadlineExceeded):
+                async with client.new(THEME, key=key) as session:
+                    await session.store(10**12, timeout=0.2)
+    assert await comes_back(client, key) == "shutdown"
+
+
+async def test_a_verdict_in_doubt_that_is_refused_when_it_is_sent_again(
+    local: LocalServer, client: Client
+) -> None:
+    with local.faults.drop(of="store"), contextlib.suppress(RitornelloError):
+        async with client.new(THEME, key="doubt") as session:
+            await session.store(10**12)
+    assert await comes_back(client, "doubt") in {"failed", "shutdown"}
+
+
+async def test_what_somebody_works_on_is_not_given_back_with_a_second_resume(
+    local: LocalServer, client: Client
+) -> None:
+    async with client.new(THEME) as session:
+        with local.faults.delay(0.5, of="resume"), pytest.raises(TimeoutError):
+            await asyncio.wait_for(_resumed(client, session), 0.2)
+        await asyncio.sleep(0.6)
+        await session.append(b"still mine")
+        await session.remove()
+
+
+async def _resumed(client: Client, session: Session) -> None:
+    await client.resume(session.id, session.epoch)
 
 
 # Workers
@@ -446,6 +524,38 @@ async def test_a_close_that_is_cancelled_leaves_nobody_waiting(local: LocalServe
         async with asyncio.timeout(5):
             with pytest.raises(ClientClosed):
                 await waiting
+    local.faults.clear()
+
+
+def test_a_client_that_is_closed_while_a_worker_ends_tells_its_handlers(
+    local: LocalServer,
+) -> None:
+    found: list[BaseException] = []
+    client = local.sync_client(Options(close_s=2))
+    client.__enter__()
+    worker = ritornello.sync.Worker(client, options=WorkerOptions(grace_s=0.1))
+
+    @worker.handler(16)
+    def work(session: ritornello.sync.Session) -> Remove:
+        worker.stop()
+        try:
+            session.append(b"x", timeout=30)
+        except RitornelloError as error:
+            found.append(error)
+            raise
+        return Remove()
+
+    client.new(16, after=0)
+    with local.faults.withhold(20, of="append"):
+        running = threading.Thread(target=worker.run)
+        running.start()
+        time.sleep(0.6)  # it is closing its connection by now
+        client.close()
+        running.join(10)
+        end_s = time.monotonic() + 5
+        while not found and time.monotonic() < end_s:
+            time.sleep(0.02)
+    assert found
     local.faults.clear()
 
 

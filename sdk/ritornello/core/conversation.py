@@ -34,6 +34,7 @@ from ritornello.errors import (
     RequestError,
     RitornelloError,
     request_error,
+    unsayable,
 )
 from ritornello.limits import Options
 from ritornello.models import SessionView
@@ -130,8 +131,7 @@ class Conversation:
         """
         if request.is_verdict:
             for held in request.held:
-                held.is_left = True
-                self._turns.look_after(held)
+                self.leave(held)
             return
         if request.is_over:
             return
@@ -139,6 +139,11 @@ class Conversation:
         request.is_over = True
         if request.held and not request.may_be_done:
             self._turns.withdraw(request)
+
+    def leave(self, held: Held) -> None:
+        """Take note that nobody works on a session any more: it ends as it was told, or so."""
+        held.is_left = True
+        self._turns.look_after(held)
 
     def want(self, themes: Iterable[int], hands: int) -> None:
         """Have sessions of these themes pushed, as long as some of so many hands are free."""
@@ -185,6 +190,11 @@ class Conversation:
         if reason:
             fields["reason"] = reason
         self._end_it(held, fields)
+
+    def give_back_unowned(self, held: Held) -> None:
+        """Store a session that came to nobody, unless somebody works on it already."""
+        if not held.owners:
+            self.give_back(held)
 
     def _end_it(self, held: Held, fields: dict[str, Any]) -> None:
         """Give a verdict that nobody waits for, of a session that nobody works on."""
@@ -313,10 +323,12 @@ class Conversation:
         self.trouble = error.detail
         if not self._options.retries or not error.retryable:
             for request in list(self._open):
-                if not request.may_be_done:
+                if request.may_be_done:
+                    continue
+                if request.held and not request.is_unconditional:
+                    self._turns.refuse(request, error)
+                else:
                     self.tell(request, error)
-                    if request.held and not request.is_unconditional:
-                        self._turns.withdraw(request)
 
     def received(self, messages: Sequence[Message]) -> None:
         """Take in what the server says. Raises `ProtocolError`."""
@@ -350,7 +362,7 @@ class Conversation:
             try:
                 part = self._encoded(request, now_s)
             except (UnicodeEncodeError, TypeError, OverflowError) as error:
-                self._failed(request, _unsayable(error))
+                self._failed(request, unsayable(error))
                 continue
             size_bytes += len(part)
             if size_bytes > self._frame_bytes:
@@ -445,7 +457,8 @@ class Conversation:
         self._open.discard(request)
         if not request.is_over:
             request.is_over = True
-            request.done(result)
+            done, request.done = request.done, nobody  # whoever waited is let go
+            done(result)
 
     def _succeeded(self, request: Request, message: Message) -> None:
         if request.gives:
@@ -567,7 +580,7 @@ class Conversation:
                 pass
         if request.is_over:
             for held, _ in request.given:
-                self.give_back(held)
+                self.give_back_unowned(held)
 
     def _hold(self, found: Message | Result, since_s: float) -> Held:
         """Hold a session that is ours since a request was sent, or later."""
@@ -718,12 +731,6 @@ def _refused(code: str, detail: str, *, retryable: bool = False) -> RequestError
     return request_error(
         {"code": code, "outcome": outcome, "retryable": retryable, "detail": detail}
     )
-
-
-def _unsayable(error: Exception) -> RequestError:
-    detail = f"it cannot be said: {error}"
-    fields = {"outcome": Outcome.NOT_APPLIED.value, "retryable": False, "detail": detail}
-    return request_error({"code": "bad_request", **fields})
 
 
 def _too_large(size_bytes: int, bound_bytes: int) -> RequestError:

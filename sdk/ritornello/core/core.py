@@ -160,7 +160,7 @@ class Core:
 
     @property
     def is_open(self) -> bool:
-        return self._is_open and not self._is_closed
+        return self._is_open and not self._is_closed and self._forks == _forks.count
 
     def _nodes(self) -> Nodes:
         return Nodes(self.urls, self._chance)
@@ -192,10 +192,12 @@ class Core:
 
     async def close_link(self, link: Link, within_s: float) -> None:
         """Close one connection; in the core's thread."""
-        if link in self._links:
-            self._links.remove(link)
         link.conversation.give_back_idle()
-        await link.close(within_s)
+        try:
+            await link.close(within_s)
+        finally:  # until then it is closed with the client
+            if link in self._links:
+                self._links.remove(link)
 
     @property
     def node(self) -> str:
@@ -208,8 +210,7 @@ class Core:
         """Have a call made in the core's thread. Raises `ClientClosed`."""
         if not self._is_open:
             raise ClientClosed("the client is not open: use it as a context manager")
-        if self._forks != _forks.count:
-            self._check_process()
+        self._check_process()
         try:
             self._thread.mailbox.post(call, argument)
         except RuntimeError as error:
@@ -219,12 +220,7 @@ class Core:
         """Run a coroutine in the core's thread. Raises `ClientClosed`."""
         try:
             self._check_process()
-        except ClientClosed:
-            coroutine.close()
-            raise
-        guarded = self._guarded(coroutine)
-        try:
-            return self._thread.run(guarded)
+            return self._thread.run(self._guarded(coroutine))
         except ClientClosed:
             coroutine.close()
             raise
@@ -279,12 +275,17 @@ class Core:
         with contextlib.suppress(ClientClosed):
             self.post(lambda one: one.home.give_back(one, reason), held)
 
+    def leave(self, held: Held) -> None:
+        """Take note that nobody works on a session any more."""
+        with contextlib.suppress(ClientClosed):
+            self.post(held.home.leave, held)
+
     def give_back_all(self, request: Request) -> None:
         """Store what came with the answer to a request that nobody waits for any more."""
 
         def give(request: Request) -> None:
             for held, _ in request.given:
-                held.home.give_back(held)
+                held.home.give_back_unowned(held)
 
         with contextlib.suppress(ClientClosed):
             self.post(give, request)

@@ -28,6 +28,12 @@ class Home(Protocol):
     def give_back(self, held: "Held", reason: str = "") -> None:
         """Store a session that nobody wants, as if it had not been handed out."""
 
+    def give_back_unowned(self, held: "Held") -> None:
+        """The same, unless somebody works on it."""
+
+    def leave(self, held: "Held") -> None:
+        """Take note that nobody works on a session any more: it ends as it was told, or so."""
+
     def bound(self, held: "Held", bounds: "Bounds") -> None:
         """Take a session from whoever works on it when that takes too long."""
 

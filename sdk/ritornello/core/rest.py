@@ -23,6 +23,7 @@ from ritornello.errors import (
     RequestError,
     RitornelloError,
     request_error,
+    unsayable,
 )
 from ritornello.limits import Options
 from ritornello.models import Event
@@ -117,7 +118,7 @@ class Rest:
             try:
                 body = msgspec.msgpack.encode(ask.fields)
             except (OverflowError, TypeError, UnicodeEncodeError) as error:
-                raise _unsayable(error) from error
+                raise unsayable(error) from error
             headers["Content-Type"] = _MSGPACK
         try:
             async with self._http.request(
@@ -319,13 +320,6 @@ def _refusal(url: str, response: aiohttp.ClientResponse, body: bytes) -> Ritorne
         is_passing = response.status in _PASSING
         fields = {"code": "error", "outcome": "unknown", "retryable": is_passing, "detail": detail}
     return request_error(fields)
-
-
-def _unsayable(error: Exception) -> RitornelloError:
-    detail = f"it cannot be said: {error}"
-    return request_error(
-        {"code": "bad_request", "outcome": "not_applied", "retryable": False, "detail": detail}
-    )
 
 
 def _why(error: BaseException) -> str:

@@ -73,9 +73,8 @@ class Turns:
     def ask(self, request: Request) -> RitornelloError | None:
         """Let a request wait for its turn; the error if it never comes."""
         for held in request.held:
-            if held.is_over or (held.loss is not None and not request.is_unconditional):
-                return held.over()
-            if held.has_verdict:
+            is_taken = held.loss is not None and not request.is_unconditional
+            if held.is_over or held.has_verdict or is_taken:
                 return held.over()
         if request.op != "txn" and request.seen_failures < request.held[0].failures:
             return _skipped()
@@ -87,8 +86,21 @@ class Turns:
         return None
 
     def withdraw(self, request: Request) -> None:
-        """Take out what was not done, and will not be; nobody waits for it."""
-        self._free(request)
+        """Take out what was not done, and will not be; nobody waits for it.
+
+        What was said behind it is skipped, and is no failure: its caller knows what he has done.
+        """
+        behind = self._behind(request)
+        self._leave_out(request, *behind)
+        for one in behind:
+            self._host.tell(one, _skipped())
+        self._go_on_without(request, *behind)
+
+    def refuse(self, request: Request, error: RitornelloError) -> None:
+        """It was not done, for a reason that holds for all that waits."""
+        self._leave_out(request)
+        self._host.tell(request, error)
+        self._go_on_without(request)
 
     def late(self, request: Request) -> None:
         """Its caller waits no more. What may have been done has to be known all the same."""
@@ -283,16 +295,12 @@ class Turns:
         if error.outcome is Outcome.UNKNOWN:
             for held in request.held:
                 held.is_doubtful = True
-        # Before anybody is told: who is may look at once, in another thread.
-        for one in (request, *skipped):
-            _take_out(one)
+        self._leave_out(request, *skipped)
         self._host.tell(request, error)
         for one in skipped:
             _count_failure(one)
             self._host.tell(one, _skipped())
-        for held in dict.fromkeys(held for one in (request, *skipped) for held in one.held):
-            self.go_on(held)
-            self.look_after(held)
+        self._go_on_without(request, *skipped)
 
     def look_after(self, held: Held) -> None:
         """See to it that a session comes back that nobody works on, and has no verdict."""
@@ -318,9 +326,25 @@ class Turns:
 
     def _free(self, request: Request) -> None:
         """Let its sessions go on without it."""
-        _take_out(request)
+        self._leave_out(request)
         for held in request.held:
             self.go_on(held)
+
+    def _leave_out(self, *requests: Request) -> None:
+        """Take them out of their sessions; before anybody is told, who may look at once."""
+        for request in requests:
+            for held in request.held:
+                if held.current is request:
+                    held.current = None
+                elif request in held.waiting:
+                    held.waiting.remove(request)
+                if request.is_verdict:
+                    held.has_verdict = False
+
+    def _go_on_without(self, *requests: Request) -> None:
+        for held in dict.fromkeys(held for one in requests for held in one.held):
+            self.go_on(held)
+            self.look_after(held)
 
     def _settle(self, held: Held, verdict: Request, error: RequestError) -> None:
         """Find out whether a verdict whose answer was lost has been done.
@@ -341,16 +365,6 @@ class Turns:
     def _end(self, held: Held) -> None:
         held.is_over = True
         self._host.ended(held)
-
-
-def _take_out(request: Request) -> None:
-    for held in request.held:
-        if held.current is request:
-            held.current = None
-        elif request in held.waiting:
-            held.waiting.remove(request)
-        if request.is_verdict:
-            held.has_verdict = False
 
 
 def _seems_done(request: Request, revision: int) -> bool:

@@ -205,8 +205,7 @@ class Client:
         try:
             view = session_of(self._ask(reading))
         except BaseException:
-            if not held.owners:  # nobody has it in hand
-                self._core.give_back(held)
+            self._core.give_back_all(request)
             raise
         return Session(self._core, held, view)
 

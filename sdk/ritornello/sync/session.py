@@ -73,7 +73,7 @@ class Session(HeldSession):
         try:
             return self._ask(request)
         except RitornelloError:
-            self._has_verdict = was or self._held.has_verdict or request.may_be_done
+            self._has_verdict = was or self._held.has_verdict
             raise
 
     def _ask(self, request: Request) -> Message:
@@ -95,6 +95,8 @@ class Session(HeldSession):
         trace: TracebackType | None,
     ) -> None:
         if self._has_verdict:
+            if not self._held.is_over:
+                self._core.leave(self._held)  # it may be refused yet
             return
         if self._held.is_gone:
             if error is None:
@@ -106,6 +108,5 @@ class Session(HeldSession):
             if error is None:
                 raise
             error.add_note(f"the session {self.id} is not known to be stored: {failure}")
-        finally:
-            if error is None:
-                self._warn()
+        if error is None:
+            self._warn()
