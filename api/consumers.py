@@ -212,7 +212,8 @@ class Consumer:
     def _beat(self) -> None:
         if self.is_gone and not self.asked:
             return
-        if not self.held:
+        if not self.held and not self._silent_periods:
+            # In a silence it goes on at the pace at which that began, or its end would be far.
             self._period_s = self._idle_period_s
         self._timer = self._loop.call_later(self._period_s, self._beat)
         if self.is_gone:

@@ -27,6 +27,9 @@ _ROOM_BYTES = 256 * 1024  # of the network's buffer: beyond it nothing more is p
 _TOGETHER_BYTES = 64 * 1024  # of sessions that are still encoded with whatever else there is
 _TEXT, _BINARY, _PING, _PONG = 1, 2, 9, 10  # RFC 6455, 11.8
 _LOOKS = 4  # within the time in which something has to be taken
+# tcp(7) has TIOCOUTQ, what is not acknowledged; this is what of it has not been sent (Linux,
+# include/uapi/linux/sockios.h, SIOCOUTQNSD). Elsewhere the call fails.
+_UNSENT = 0x894B
 
 
 class Outbox:
@@ -66,8 +69,9 @@ class Outbox:
         self._raw_socket = request.transport.get_extra_info("socket")
         self._written_bytes = 0
         # As it was at the last `mark`.
-        self._marked_left_bytes = 0
         self._marked_taken_bytes = 0
+        self._marked_unsent_bytes = 0
+        self._marked_sent_bytes = 0
         self.trace: ConnectionTrace | None = None
 
     def answer(self, answer: Any) -> None:  # noqa: ANN401 - any of them
@@ -122,37 +126,45 @@ class Outbox:
 
     def mark(self) -> None:
         """Look how far it is, for `takes` and `has_all`."""
-        self._marked_left_bytes = self._left_bytes
-        self._marked_taken_bytes = self._written_bytes - self._marked_left_bytes
+        self._marked_taken_bytes = self._written_bytes - self._left_bytes
+        self._marked_unsent_bytes = self._unsent_bytes
+        self._marked_sent_bytes = self._written_bytes - self._marked_unsent_bytes
 
     @property
     def takes(self) -> bool:
-        """Whether it has gone on, since the mark, with what it had not taken by then.
+        """Whether it has gone on, since the mark, with what its network had no room for by then.
 
-        That takes a program that reads, while a few bytes more are taken by the network alone.
+        That takes a program that reads. What there was room for, its network acknowledges alone,
+        and lets that wait a little (RFC 9293, 3.8.6.3).
         """
-        return self._marked_left_bytes > 0 and self._has_gone_on
+        sent_bytes = self._written_bytes - self._unsent_bytes
+        return self._marked_unsent_bytes > 0 and sent_bytes > self._marked_sent_bytes
 
     @property
     def has_all(self) -> bool:
         """Whether its network has all that was sent, or has at least gone on since the mark."""
-        return not self._left_bytes or self._has_gone_on
-
-    @property
-    def _has_gone_on(self) -> bool:
-        return self._written_bytes - self._left_bytes > self._marked_taken_bytes
+        left_bytes = self._left_bytes
+        return not left_bytes or self._written_bytes - left_bytes > self._marked_taken_bytes
 
     @property
     def _left_bytes(self) -> int:
-        """What it has not taken, here and in the system's buffer."""
-        size_bytes = self._transport.get_write_buffer_size()
+        """What its network has not acknowledged, here and in the system's buffer."""
+        return self._transport.get_write_buffer_size() + self._in_system(termios.TIOCOUTQ)
+
+    @property
+    def _unsent_bytes(self) -> int:
+        """What could not be sent, as its network has no room."""
+        return self._transport.get_write_buffer_size() + self._in_system(_UNSENT)
+
+    def _in_system(self, question: int) -> int:
         if self._raw_socket is not None:
             try:
-                unsent = fcntl.ioctl(self._raw_socket.fileno(), termios.TIOCOUTQ, bytes(4))
-                size_bytes += int.from_bytes(unsent, sys.byteorder)
+                answer = fcntl.ioctl(self._raw_socket.fileno(), question, bytes(4))
             except (OSError, ValueError):
                 pass  # it is closed, or the system does not tell
-        return size_bytes
+            else:
+                return int.from_bytes(answer, sys.byteorder)
+        return 0
 
     def flush(self) -> None:
         """Send what there is."""

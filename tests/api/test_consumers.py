@@ -132,6 +132,21 @@ def test_who_is_not_heard_sends_no_heartbeats_and_has_vanished_after_a_lease(nod
     assert len(node.cluster.machine.stale(100)) == 1
 
 
+def test_who_is_not_heard_has_vanished_as_soon_when_its_sessions_are_lost_before(
+    node: Node,
+) -> None:
+    consumer, connection = node.connect()
+    session_id = node.new(consumer)
+    node.cluster.loop.advance(2 * LEASE_S / BEATS_PER_LEASE)
+    node.cluster.do(op.Remove(session_id, 1))
+    assert not consumer.held
+    node.cluster.loop.advance(LEASE_S)
+    assert connection.silences == 1
+    consumer.was_heard = True
+    node.cluster.loop.advance(LEASE_S)
+    assert connection.silences == 1
+
+
 def test_one_that_could_not_be_asked_is_neither_gone_nor_alive(node: Node) -> None:
     consumer, connection = node.connect()
     node.new(consumer)

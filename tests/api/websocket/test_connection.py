@@ -387,6 +387,28 @@ async def test_who_is_gone_at_its_bound_is_found_when_what_it_asked_has_ended(
         raw.transport.abort()
 
 
+async def test_what_its_network_acknowledges_late_is_no_sign_of_life(tmp_path: Path) -> None:
+    """Answers go out all the time; of small ones the last is not acknowledged yet, as a rule."""
+    async with server(tmp_path) as node:
+        await do(node, SetPolicy(THEME, (("lease_ms", SHORT),)))
+        raw = await Raw.connect(node)
+        raw.send({"op": "new", "seq": 1, "theme": THEME})
+        created = await raw.answer(1)
+        raw.transport.pause_reading()
+        raw_socket: socket.socket = raw.writer.get_extra_info("socket")
+        for number in range(400):
+            raw.send({"op": "acquire", "themes": [8], "wait": 0.01 * number})
+
+        def is_gone() -> bool:
+            raw_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
+            return not node.front.connections
+
+        await until(is_gone, 3)
+        assert node.front.websockets.closed == {3008: 1}
+        await until(lambda: not is_active(node, created["id"]))
+        raw.transport.abort()
+
+
 async def test_who_breaks_off_at_its_bound_is_gone_at_once(tmp_path: Path) -> None:
     async with server(tmp_path, http=replace(HTTP, websocket_requests_in_flight=4)) as node:
         async with connect(node) as ws:
