@@ -116,7 +116,7 @@ def exported(module: str) -> list[str]:
     return [
         name
         for name, one in found.defined.items()
-        if isinstance(one, kinds) and not name.startswith("_")
+        if isinstance(one, kinds) and not name.startswith("_") and _is_for_users(_doc(one))
     ]
 
 
