@@ -1,4 +1,5 @@
 import os
+import signal
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -32,6 +33,15 @@ def pytest_xdist_auto_num_workers() -> int:
         return int(asked)
     cores = len(os.sched_getaffinity(0))
     return cores + cores // 2
+
+
+def pytest_configure() -> None:
+    """Processes that tests begin heed signals, also where the tests run behind `nohup` or `&`."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGHUP, signal.SIGTERM):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
