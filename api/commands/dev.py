@@ -112,7 +112,8 @@ async def _run(cluster: LocalCluster, seed: int | None, printer: "Printer") -> i
     if seed is not None and not minority(len(cluster.nodes)):
         raise DevError("--chaos takes a cluster that can do without a node; write --nodes 3")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, asked)
+        if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            loop.add_signal_handler(number, asked)
     for line in head(cluster, seed):
         printer.say(line)
     try:

@@ -76,7 +76,8 @@ async def _run(arguments: argparse.Namespace, events: list[Event], folder: Path)
             cluster.hurry()
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        asyncio.get_running_loop().add_signal_handler(number, asked)
+        if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            asyncio.get_running_loop().add_signal_handler(number, asked)
     acting = asyncio.ensure_future(_act(arguments, events, folder, cluster))
     asking = asyncio.ensure_future(stopping.wait())
     await asyncio.wait({acting, asking}, return_when=asyncio.FIRST_COMPLETED)

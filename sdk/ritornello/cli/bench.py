@@ -140,9 +140,12 @@ def _measured(
             bar.update(task, completed=elapsed_s, rate=f"{rate:,.0f}")
 
         with asyncio.Runner(loop_factory=new_loop) as runner:
-            return runner.run(
-                _run(given, prefer, count, seconds, warm_up_s, theme, bytes(size_bytes), tell)
-            )
+            try:
+                return runner.run(
+                    _run(given, prefer, count, seconds, warm_up_s, theme, bytes(size_bytes), tell)
+                )
+            except asyncio.CancelledError:
+                raise KeyboardInterrupt from None
 
 
 async def _run(
@@ -156,8 +159,9 @@ async def _run(
     tell: Callable[[float, float], None],
 ) -> Figures:
     # SIGTERM ends it as Ctrl-C does: the sessions that it has begun are removed.
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, signal.raise_signal, signal.SIGINT)
+    running = asyncio.current_task()
+    if running is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, running.cancel)
     async with given.async_client(prefer) as client:
         counts = _Counts([])
         is_over = False

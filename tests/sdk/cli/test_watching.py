@@ -1,8 +1,10 @@
 """What goes on for a while: events, the live view, the benchmark; pipes, terminals, Ctrl-C."""
 
+import contextlib
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from string import ascii_uppercase
 
 import pytest
@@ -120,11 +122,30 @@ def test_the_benchmark(shell: Shell, theme: int) -> None:
     assert shell.good("sessions", "list", theme).out == ""
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@contextlib.contextmanager
+def ignoring(numbers: list[signal.Signals]) -> Iterator[None]:
+    """Have what is begun ignore signals."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# What a script begins with `&` ignores SIGINT: shells see to that.
+@pytest.mark.parametrize(
+    ("number", "ignored"), [(signal.SIGINT, []), (signal.SIGTERM, [signal.SIGINT])]
+)
 def test_the_benchmark_that_is_ended_leaves_nothing(
-    shell: Shell, client: Client, theme: int, number: signal.Signals
+    shell: Shell,
+    client: Client,
+    theme: int,
+    number: signal.Signals,
+    ignored: list[signal.Signals],
 ) -> None:
-    with shell.begin("bench", "--theme", theme, "--sessions", "5", "--seconds", "60") as process:
+    words = ("bench", "--theme", theme, "--sessions", "5", "--seconds", "60")
+    with ignoring(ignored), shell.begin(*words) as process:
         end_s = time.monotonic() + LONG_S
         while not client.theme(theme).active:
             assert time.monotonic() < end_s
