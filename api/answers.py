@@ -66,6 +66,7 @@ class AcquiredAnswer(Struct, kw_only=True):
     id: str
     epoch: int
     revision: int
+    lease_ms: int | UnsetType = UNSET
 
 
 class CauseView(Struct, kw_only=True):

@@ -10,9 +10,17 @@ called, and may be read in the same turn of the loop only where it says so.
 
 from collections.abc import Callable, Iterable, Iterator
 from heapq import nsmallest
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
-from api.answers import SessionView, cause_name, view_of
+from api.answers import (
+    AcquiredAnswer,
+    CreatedAnswer,
+    SessionView,
+    TxnAnswer,
+    cause_name,
+    view_of,
+)
+from api.identifiers import session_number
 from cluster import Node, NodeSettings, Status
 from cluster.meters import NodeMeters, Survey
 from cluster.queues import Callback
@@ -24,8 +32,11 @@ from state.policy import DEFAULT_POLICY
 from state.results import Acquired
 
 REMOVED = "removed"  # the cause of the end of a session that is gone
+NAMED = b"~/"  # begins the names that callers over HTTP give themselves; no node is called so
 
 _ENDS = frozenset((EventKind.STORED, EventKind.PARKED, EventKind.REMOVED))
+
+A = TypeVar("A")
 
 ViewCallback = Callable[[SessionView | Failure | None], object]
 AcquiredCallback = Callable[[list[SessionView] | Failure], object]
@@ -81,9 +92,16 @@ class Gateway:
     # Operations
 
     def acquire(
-        self, encoded: bytes, callback: AcquiredCallback, *, timeout_ms: int | None = None
+        self,
+        encoded: bytes,
+        callback: AcquiredCallback,
+        *,
+        timeout_ms: int | None = None,
+        late: Callback | None = None,
     ) -> None:
         """Have an Acquire or AcquireSession done; the views are of the moment of its answer.
+
+        `late` is as with `submit`.
 
         What has gone on by then is somebody else's, or nobody's: of several it is left out, of one
         it is a failure. That is rare: another operation of the same batch did it, or the answer is
@@ -101,7 +119,7 @@ class Gateway:
                 views = map(self._handed_out, several)
                 callback([view for view in views if isinstance(view, SessionView)])
 
-        self.submit(encoded, answered, timeout_ms=timeout_ms)
+        self.submit(encoded, answered, timeout_ms=timeout_ms, late=late)
 
     def _handed_out(self, acquired: Acquired) -> SessionView | Failure:
         session = self._machine.session(acquired.session_id)
@@ -185,6 +203,20 @@ class Gateway:
     def may_begin(self, session_id: int) -> bool:
         """Whether an id has not been given yet, as far as this node knows."""
         return session_id > self._machine.last_session_id
+
+    def held_ms(self, session_id: int, epoch: int, consumer: bytes | None) -> int:
+        """The lease of a session that is this consumer's in this epoch; 0 if it is not."""
+        if self.epoch(session_id) != epoch or self.holder(session_id, epoch) != consumer:
+            return 0
+        return self.lease_ms(session_id)
+
+    def with_leases(self, answer: A, consumer: bytes | None) -> A:
+        """Say of what a transaction has handed out whether it is this consumer's still."""
+        for one in answer.results if isinstance(answer, TxnAnswer) else ():
+            if isinstance(one, CreatedAnswer | AcquiredAnswer) and one.epoch:
+                session_id = session_number(one.id) or 0
+                one.lease_ms = self.held_ms(session_id, one.epoch, consumer)
+        return answer
 
     def lease_ms(self, session_id: int) -> int:
         """The lease of an active session; 0 if it is not."""

@@ -31,7 +31,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 from api.answers import cause_name
 from api.budget import ErrorBudget
-from api.gateway import REMOVED, Gateway, ended
+from api.gateway import NAMED, REMOVED, Gateway, ended
 from cluster.failures import TimedOut
 from cluster.queues import Callback
 from state import Applied, Cause, Failure, Outcome, Result, encode
@@ -86,8 +86,19 @@ class Step(NamedTuple):
     is_ending: bool  # it is admitted when others are refused
     asker: "Consumer | None" = None  # who asked for it, if that one is connected here
     together: "_Together | None" = None  # the transaction that this is a part of
+    caller: "Caller | None" = None  # who waits for it, if that is nobody connected here
+    unclaimed: Callable[[], bytes] | None = None  # what is done instead if its asker is gone
     is_overtaken: bool = False  # its session was taken anew while it is insisted on
     holder: bytes | None = None  # while it is insisted on: whose its session was before
+
+
+class Caller:
+    """Whoever waits for one operation, with no connection that the node knows of."""
+
+    __slots__ = ("is_gone",)
+
+    def __init__(self) -> None:
+        self.is_gone = False  # it waits no more
 
 
 class Consumer(Protocol):
@@ -154,10 +165,13 @@ class Operator:
 
     def _begin(self, step: Step) -> None:
         self._current = step
-        if step.together is None:
-            self._operators.gateway.submit(step.encoded, self._answered, is_ending=step.is_ending)
-        else:
+        if step.together is not None:
             step.together.arrive()
+            return
+        encoded = step.encoded
+        if step.unclaimed is not None and step.asker is not None and step.asker.is_gone:
+            encoded = step.unclaimed()
+        self._operators.gateway.submit(encoded, self._answered, is_ending=step.is_ending)
 
     def _answered(self, result: Result) -> None:
         step = self._current
@@ -193,12 +207,19 @@ class Operator:
             step.callback(failure)
         finally:
             if not is_insisted:
+                self._give_up_unheard((step, *skipped), failure)
                 self._operators.done(step)
             self._operators.skip(skipped)
             self.go_on()
 
     def _conclude(self, step: Step) -> None:
-        """It has ended by a verdict: its consumer's own, or somebody else's."""
+        """It has ended by a verdict: its consumer's own, or somebody else's.
+
+        Unless the answer is an old one, known by its idempotency key, and so about a session that
+        had the key before.
+        """
+        if self._operators.gateway.epoch(self.session_id) == self.epoch:
+            return
         if self._is_own(step):
             self._operators.end(self)
         else:
@@ -255,15 +276,26 @@ class Operator:
 
         self._operators.gateway.submit(self._current.encoded, answered, is_ending=True)
 
+    def _give_up_unheard(self, steps: Iterable[Step], failure: Failure) -> None:
+        """Do so for what was said over HTTP, and is refused when its caller has left."""
+        if self.has_ended or self.consumer is not None:
+            return
+        for step in steps:
+            if step.is_verdict and step.caller is not None and step.caller.is_gone:
+                holder = self._operators.gateway.holder(self.session_id, self.epoch)
+                self._give_up(step._replace(holder=holder), failure)
+                return
+
     def _give_up(self, step: Step, failure: Failure) -> None:
         """A verdict will not be done of which its consumer was told that nobody knows."""
         consumer = self.consumer
         if consumer is not None and consumer.is_gone:
             return  # then it is stored all the same, or may be resumed
-        # Over HTTP a consumer has no more than a name, by which its heartbeats keep the session.
         name = step.holder if consumer is None else consumer.name
+        if consumer is None and (name is None or not name.startswith(NAMED)):
+            return  # it is of somebody who is connected elsewhere, and said nothing of this
         holder = self._operators.gateway.holder(self.session_id, self.epoch)
-        if name is not None and holder == name:
+        if holder == name:
             self._store(Cause.FAILED, f"its verdict was refused: {failure.code}")
         elif consumer is not None:
             self._operators.part(self)
@@ -360,9 +392,11 @@ class _Together:
         "_encoded",
         "_end_s",
         "_ending",
+        "_late",
         "_missing",
         "_operators",
         "_timeout_ms",
+        "_unclaimed",
         "_weight",
         "asker",
         "at",
@@ -379,6 +413,8 @@ class _Together:
         weight: int,
         timeout_ms: int | None,
         asker: Consumer | None,
+        unclaimed: Callable[[], bytes] | None,
+        late: Callback | None,
     ) -> None:
         self._operators = operators
         self.asker = asker
@@ -392,6 +428,8 @@ class _Together:
         self._ending = ending  # of them, those for which it is a verdict
         self._missing = len(self.at)  # whose turn it is not yet
         self._encoded = encoded
+        self._unclaimed = unclaimed
+        self._late = late
         self._callback = callback
         self._weight = weight
         self.is_over = False
@@ -409,8 +447,17 @@ class _Together:
         timeout_ms = self._timeout_ms
         if timeout_ms is not None:
             timeout_ms = max(round((self._end_s - self._operators.time()) * 1000), 1)
+        encoded = self._encoded
+        if self._unclaimed is not None and self.asker is not None and self.asker.is_gone:
+            encoded = self._unclaimed()
         submit = self._operators.gateway.submit
-        submit(self._encoded, self._answered, weight=self._weight, timeout_ms=timeout_ms)
+        submit(
+            encoded,
+            self._answered,
+            weight=self._weight,
+            timeout_ms=timeout_ms,
+            late=self._late,
+        )
 
     @property
     def is_waiting(self) -> bool:
@@ -562,8 +609,14 @@ class Operators:
         weight: int,
         timeout_ms: int | None = None,
         asker: Consumer | None = None,
+        unclaimed: Callable[[], bytes] | None = None,
+        late: Callback | None = None,
     ) -> None:
         """Have a transaction done; `shown` is what its operations show.
+
+        `unclaimed` makes what is done instead if the asker is gone when its turn comes: what that
+        one has said is done, but it takes no session from who may have resumed it since. `late` is
+        as with `Gateway.submit`.
 
         It has its place in the order of each session's operations. If that does not come in time it
         is not done, nor is what was said behind it.
@@ -578,9 +631,20 @@ class Operators:
                     ending.add(operator)
         if not operators:
             counted = partial(self._counted, callback)
-            self.gateway.submit(encoded, counted, weight=weight, timeout_ms=timeout_ms)
+            self.gateway.submit(encoded, counted, weight=weight, timeout_ms=timeout_ms, late=late)
             return
-        together = _Together(self, operators, ending, encoded, callback, weight, timeout_ms, asker)
+        together = _Together(
+            self,
+            operators,
+            ending,
+            encoded,
+            callback,
+            weight,
+            timeout_ms,
+            asker,
+            unclaimed,
+            late,
+        )
         for operator in operators:
             operator.ask(together.step)
         if timeout_ms is not None and together.is_waiting:
@@ -752,7 +816,8 @@ def _must_insist(step: Step, failure: Failure) -> bool:
 
 def _is_unheard(step: Step) -> bool:
     """Whether nobody listens who could say it again."""
-    return step.callback is _nobody or (step.asker is not None and step.asker.is_gone)
+    who = step.asker or step.caller
+    return step.callback is _nobody or (who is not None and who.is_gone)
 
 
 def _is_by_key(verdict: bytes) -> bool:

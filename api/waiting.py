@@ -73,6 +73,11 @@ class Waiters:
     def __len__(self) -> int:
         return len({waiter for line in self._lines.values() for waiter in line.waiters})
 
+    @property
+    def count_max(self) -> int:
+        """How many sessions one may ask for."""
+        return self._gateway.limits().acquire_count
+
     def ask(
         self, themes: Iterable[int], count: int, consumer: bytes | None, found: Found
     ) -> Waiter:

@@ -355,18 +355,20 @@ class Node:
         timeout_ms: int | None = None,
         weight: int = 1,
         is_ending: bool = False,
+        late: Callback | None = None,
     ) -> None:
         """Have an encoded operation done; `callback` gets the result or the failure, once.
 
         `weight` is how many operations are in it. `is_ending` says that it ends an activity or is
-        a sign of life: such are admitted when others are refused as `overloaded`.
+        a sign of life: such are admitted when others are refused as `overloaded`. `late` is told
+        what became of it after all, if its time has ended when it may have been done.
         """
         submit = self._submit
         if submit is None:
             callback(Stopping(was_sent=False, reason="it was not started"))
             return
         timeout_s = self._timeout_s if timeout_ms is None else timeout_ms / 1000
-        submit(encoded, callback, timeout_s, weight=weight, is_ending=is_ending)
+        submit(encoded, callback, timeout_s, weight=weight, is_ending=is_ending, late=late)
 
     async def read(self, *, timeout_ms: int | None = None) -> None:
         """Wait until all that was acknowledged before, by any node, is applied here.

@@ -58,6 +58,7 @@ class Waiting(NamedTuple):
     since_s: float
     deadline_s: float
     weight: int
+    late: Callback | None  # told the result instead, if that comes after the deadline
 
 
 class Batch:
@@ -172,8 +173,11 @@ class DoubleQueue:
         *,
         weight: int = 1,
         is_ending: bool = False,
+        late: Callback | None = None,
     ) -> None:
         """Take an operation in. `callback` gets its result, or a failure, once; perhaps at once.
+
+        If its time ends when it may have been done, `late` gets the same again, once that is known.
 
         `weight` is how many operations are in it. `is_ending` says that it ends a session or is a
         sign of life, which is admitted when others are not.
@@ -196,7 +200,7 @@ class DoubleQueue:
             return
         now_s = self._host.time()
         deadline_s = now_s + timeout_s
-        self._intake.append(Waiting(encoded, callback, now_s, deadline_s, weight))
+        self._intake.append(Waiting(encoded, callback, now_s, deadline_s, weight, late))
         self._intake_bytes += size_bytes
         self._intake_weight += weight
         if deadline_s < self._earliest_s:  # noqa: PLR1730 - for every operation, and quicker
@@ -564,7 +568,7 @@ class DoubleQueue:
                 if one is None:
                     continue
                 if one.deadline_s <= now_s:
-                    batch.waiting[place] = None
+                    batch.waiting[place] = _for_late(one)
                     late.append((one, True))
                 else:
                     earliest_s = min(earliest_s, one.deadline_s)
@@ -580,3 +584,10 @@ class DoubleQueue:
             waiting.callback(failure)
         except Exception:  # noqa: BLE001 - whatever it is, it is not ours
             _log.exception("a caller's callback raised")
+
+
+def _for_late(waiting: Waiting) -> Waiting | None:
+    """Who is to be told of an operation once its caller has been told that it is in doubt."""
+    if waiting.late is None:
+        return None
+    return waiting._replace(callback=waiting.late, late=None, deadline_s=float("inf"))

@@ -19,10 +19,11 @@ from api.answers import (
     answer_of,
 )
 from api.frontend import FrontEnd
+from api.gateway import NAMED
 from api.http import bodies
 from api.http.answering import Answer, HttpRequest
 from api.identifiers import session_number
-from api.operators import Operator, Shown, Step
+from api.operators import Caller, Operator, Shown, Step
 from api.problems import Refusal, bad_request, of_failure, refusal
 from api.requests import Append, New, Replace, Request, Targeted, key_of
 from api.security import Principal, Scope
@@ -255,7 +256,7 @@ class Call:
     def consumer(self) -> bytes | None:
         """The name under which one heartbeat renews all of a caller's sessions, at any node.
 
-        No node has the name `~`, so none of its consumers is called so. Raises `Refusal`.
+        Raises `Refusal`.
         """
         name = self.request.headers.get(CONSUMER)
         return None if name is None else consumer_name(name)
@@ -308,11 +309,15 @@ class Call:
         encoded = asked.encoded_on(target, self.consumer)
         if operator is None:
             return await self.submit(encoded, is_ending=asked.is_ending)
-        begin = partial(_ask, operator, encoded, asked)
+        caller = Caller()
+        begin = partial(_ask, operator, encoded, asked, caller)
         is_bounded = not operator.depth and self.timeout_ms >= self.front.gateway.timeout_ms
-        if is_bounded:
-            return _checked(await self.wait_for(begin))
-        return await self._in_time(begin)
+        try:
+            if is_bounded:
+                return _checked(await self.wait_for(begin))
+            return await self._in_time(begin)
+        finally:
+            caller.is_gone = True
 
     async def transact(
         self,
@@ -331,6 +336,7 @@ class Call:
             encoded,
             weight=weight,
             timeout_ms=self.timeout_ms,
+            late=abandoned,
         )
         return _checked(await self.wait_for(transact, abandoned))
 
@@ -359,6 +365,7 @@ class Call:
             timeout_ms=self.timeout_ms,
             weight=weight,
             is_ending=is_ending,
+            late=abandoned,
         )
         result = await self.wait_for(submit, abandoned)
         self.front.operators.budget.note(result)
@@ -400,7 +407,8 @@ class Call:
             headers["Location"] = f"/v1/sessions/{found.id}"
             if isinstance(result, Created) and found.epoch:
                 headers[EPOCH] = str(found.epoch)
-                found.lease_ms = self.front.gateway.lease_ms(result.session_id)
+                given = result.session_id, found.epoch
+                found.lease_ms = self.front.gateway.held_ms(*given, self.consumer)
         return self.answer(found, status, headers)
 
     def session(self, view: SessionView) -> Answer:
@@ -421,8 +429,10 @@ class Call:
         return Answer(body=b"".join(chunks), headers=headers)
 
 
-def _ask(operator: Operator, encoded: bytes, asked: Targeted, callback: Callback) -> None:
-    operator.ask(Step(encoded, callback, asked.is_verdict, asked.is_ending))
+def _ask(
+    operator: Operator, encoded: bytes, asked: Targeted, caller: Caller, callback: Callback
+) -> None:
+    operator.ask(Step(encoded, callback, asked.is_verdict, asked.is_ending, caller=caller))
 
 
 def _settle(
@@ -449,7 +459,7 @@ def consumer_name(name: str) -> bytes:
             f"{name[:80]!a} is no consumer's name: write 1 to 64 ASCII letters, digits, '.', '-' "
             "and '_'"
         )
-    return b"~/" + name.encode()
+    return NAMED + name.encode()
 
 
 def number_in(query: Mapping[str, str], name: str, default: int, least: int, most: int) -> int:

@@ -12,7 +12,7 @@ from api.http.calls import EPOCH, NOT_FOUND, Call, is_known
 from api.identifiers import session_number
 from api.problems import Refusal, bad_request, of_failure, refusal
 from api.security import Scope
-from state import Acquired, Created, Done, Failure, Result
+from state import Acquired, Created, Done, Failure, Result, Stored
 
 
 async def create(call: Call) -> web.Response:
@@ -34,12 +34,17 @@ async def create(call: Call) -> web.Response:
 
 
 def _give_back(call: Call, result: Result) -> None:
-    """Store what was handed out when nobody was there to be told."""
+    """Store what was handed out when nobody was there to be told, or in the belief of that."""
     match result:
         case Created() | Acquired() if result.epoch:
             call.give_back(result.session_id, result.epoch)
         case Done():
             for one in result.results:
+                _give_back(call, one)
+        case Created() | Acquired() | Stored():
+            pass
+        case tuple():
+            for one in result:
                 _give_back(call, one)
         case _:
             pass
@@ -91,7 +96,8 @@ def _refuse_if_draining(call: Call) -> None:
 
 
 async def _acquire(call: Call, encoded: bytes) -> list[SessionView]:
-    acquire = partial(call.front.gateway.acquire, encoded, timeout_ms=call.timeout_ms)
+    late = partial(_give_back, call)
+    acquire = partial(call.front.gateway.acquire, encoded, timeout_ms=call.timeout_ms, late=late)
     return _found(await call.wait_for(acquire, partial(_give_back_views, call)))
 
 
@@ -117,7 +123,9 @@ async def _wait(
         async with asyncio.timeout(call.timeout_ms / 1000):
             result = await future
     except TimeoutError:
-        return []  # what is handed out yet is given back: see `found`
+        if not future.done() or future.cancelled():
+            return []  # what is handed out yet is given back: see `found`
+        result = future.result()  # it came in the same moment
     except BaseException:
         waiters.leave(waiter)
         if not future.cancel() and not future.cancelled():
@@ -224,4 +232,4 @@ async def transact(call: Call) -> web.Response:
         for one in result.results:
             if isinstance(one, Created | Acquired) and one.epoch:
                 call.front.operators.operate(one.session_id, one.epoch)
-    return call.answer(answer_of(result))
+    return call.answer(call.front.gateway.with_leases(answer_of(result), call.consumer))

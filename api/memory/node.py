@@ -112,13 +112,16 @@ class MemoryNode:
         timeout_ms: int | None = None,
         weight: int = 1,
         is_ending: bool = False,
+        late: Callback | None = None,
     ) -> None:
-        """Have an encoded operation done; `callback` gets the result or the failure, once."""
+        """Have an encoded operation done: see `Node.submit_encoded`."""
         if self._is_deaf and encoded.startswith(_HEARTBEAT):
             self._kept_back.append((encoded, callback))
             return
         timeout_s = (TIMEOUT_MS if timeout_ms is None else timeout_ms) / 1000
-        self.queue.submit(encoded, callback, timeout_s, weight=weight, is_ending=is_ending)
+        self.queue.submit(
+            encoded, callback, timeout_s, weight=weight, is_ending=is_ending, late=late
+        )
 
     def _submit_ending(self, encoded: bytes, callback: Callback) -> None:
         self.queue.submit(encoded, callback, TIMEOUT_MS / 1000, is_ending=True)

@@ -23,7 +23,6 @@ from aiohttp import WebSocketError, WSCloseCode, WSMessage, WSMsgType, web
 
 from api.consumers import Sign
 from api.frontend import FrontEnd
-from api.identifiers import session_text
 from api.requests import WebSocketRequest
 from api.security import Principal, Unauthenticated
 from api.websocket.frames import (
@@ -32,7 +31,6 @@ from api.websocket.frames import (
     CrowdedError,
     DrainingPush,
     Hello,
-    LeaseLostPush,
     Unfit,
     UnreadableError,
 )
@@ -313,7 +311,7 @@ class Connection:
         self._end(TIMED_OUT, "no sign of life: answer pings", None)
 
     def on_lost(self, session_id: int, epoch: int, cause: str) -> None:
-        self._out.push(LeaseLostPush(id=session_text(session_id), epoch=epoch, cause=cause))
+        self._service.on_lost(session_id, epoch, cause)
 
 
 # Why the server ends a connection, by the code.

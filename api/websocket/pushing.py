@@ -84,7 +84,7 @@ class Pusher:
                 self._waiter = None
             self._found(result, is_current=is_current)
 
-        count = min(self.credit, AT_ONCE)
+        count = min(self.credit, AT_ONCE, self._waiters.count_max)
         waiter = self._waiters.ask(self.themes, count, self._consumer, found)
         asked.append(waiter)
         if not waiter.is_over:

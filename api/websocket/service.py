@@ -13,7 +13,7 @@ is.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from typing import Any
 
@@ -28,13 +28,14 @@ from api.answers import (
 )
 from api.consumers import Consumer
 from api.frontend import FrontEnd
-from api.identifiers import session_number
+from api.identifiers import session_number, session_text
 from api.operators import Step
 from api.problems import INTERNAL, Problem, Refusal, bad_request, of_failure, refusal
 from api.security import Principal, Scope
 from api.waiting import Waiter
 from api.websocket.frames import (
     ErrorAnswer,
+    LeaseLostPush,
     NotResumed,
     Resumed,
     ResumedAnswer,
@@ -45,7 +46,7 @@ from api.websocket.outbox import Outbox
 from api.websocket.pushing import Pusher
 from state import Acquired, Created, Done, Failure, Outcome, Result, encode
 from state import operations as op
-from state.errors import LeaseLost, SessionNotFound
+from state.errors import LeaseLost, LimitExceeded, SessionNotFound
 
 _log = logging.getLogger(__name__)
 
@@ -54,6 +55,9 @@ _NOT_FOUND = SessionNotFound()
 _DRAINING = refusal(
     503, "draining", "the node is about to stop: go on at another one", retryable=True
 )
+
+# Sessions of an answer that is not given yet; of those that are lost already, why.
+_Telling = dict[tuple[int, int], str | None]
 
 Stepping = ask.Append | ask.Replace | ask.Remove | ask.Store | ask.Park | ask.Unpark
 
@@ -105,6 +109,7 @@ class Service:
             has_room=lambda: not outbox.is_blocked,
         )
         self._is_draining = False
+        self._tellings: list[_Telling] = []
         self.in_flight = 0  # requests that are not answered, or whose answers have not left
         # Whether a session has to be read first, to know whether its request is allowed. Others
         # have to wait for that, or they would overtake it.
@@ -225,13 +230,25 @@ class Service:
             then()
             return
 
+        telling = self._tell_of(active)
+        holders = {one: self._gateway.holder(*one) for one in active}
+
         def claim(attempt: int, session: tuple[int, int]) -> None:
+            if attempt and not may_claim(session):
+                missed.append(session)
+                concluded()
+                return
             touch = op.Touch(*session, self._consumer.name)
             done = partial(claimed, attempt, session)
             self._gateway.submit(encode(touch), done, is_ending=True)
 
+        def may_claim(session: tuple[int, int]) -> bool:
+            """Whether it would be taken from nobody who has it since; some time has passed."""
+            if self._consumer.is_gone or self._is_draining:
+                return False
+            return self._gateway.holder(*session) in {holders[session], self._consumer.name}
+
         def claimed(attempt: int, session: tuple[int, int], result: Result) -> None:
-            nonlocal left
             self._note(result, [session])
             if isinstance(result, Failure):
                 may_come = result.retryable or result.outcome is Outcome.UNKNOWN
@@ -242,13 +259,42 @@ class Service:
                 missed.append(session)
             elif not self._consumer.take(*session, is_known=True):
                 missed.append(session)
+            concluded()
+
+        def concluded() -> None:
+            nonlocal left
             left -= 1
             if not left:
+                lost = self._told(telling)
                 then()
                 self._consumer.misses(missed)
+                for (session_id, epoch), cause in lost.items():
+                    self.on_lost(session_id, epoch, cause)
 
         for session in active:
             claim(0, session)
+
+    def _tell_of(self, sessions: Iterable[tuple[int, int]]) -> _Telling:
+        """Begin an answer that says that these are the consumer's, when all of them are known."""
+        telling: _Telling = dict.fromkeys(sessions)
+        self._tellings.append(telling)
+        return telling
+
+    def _told(self, telling: _Telling) -> dict[tuple[int, int], str]:
+        """Give such an answer now. Answers which sessions are lost already, and why."""
+        self._tellings = [one for one in self._tellings if one is not telling]
+        return {one: cause for one, cause in telling.items() if cause is not None}
+
+    def on_lost(self, session_id: int, epoch: int, cause: str) -> None:
+        """Tell the consumer that a session is its own no more, if it has heard that it is."""
+        is_told = True
+        for telling in self._tellings:
+            if (session_id, epoch) in telling:
+                telling[session_id, epoch] = cause
+                is_told = False
+        if is_told:
+            push = LeaseLostPush(id=session_text(session_id), epoch=epoch, cause=cause)
+            self._out.push(push)
 
     def _take_all(self, sessions: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
         """Direct sessions from here on. Answers those that are not the consumer's after all."""
@@ -280,7 +326,7 @@ class Service:
 
         def claimed() -> None:
             answer = answer_of(result, seq)
-            answer.lease_ms = self._gateway.lease_ms(session_id) if is_held() else 0
+            answer.lease_ms = self._gateway.held_ms(session_id, epoch, name)
             self._out.answer(answer)
 
         # Done before under its key, it may be another connection's. What is sent first and comes
@@ -371,39 +417,53 @@ class Service:
         resumed: list[Any] = [None] * len(asked)
         left = len(asked)
         self.in_flight += left - 1  # so many operations
+        telling = self._tell_of(asked)
 
         def concluded(place: int, what: Resumed | NotResumed) -> None:
             nonlocal left
             resumed[place] = what
             left -= 1
-            if not left:
-                self.in_flight -= len(asked) - 1
-                self._out.answer(ResumedAnswer(seq=request.seq, sessions=resumed))
+            if left:
+                return
+            self.in_flight -= len(asked) - 1
+            lost = self._told(telling)
+            for number, one in enumerate(resumed):
+                if isinstance(one, Resumed) and asked[number] in lost:
+                    resumed[number] = missed(number)
+            self._out.answer(ResumedAnswer(seq=request.seq, sessions=resumed))
+
+        def refused(place: int, failure: Failure) -> NotResumed:
+            return NotResumed(id=request.sessions[place].id, error=of_failure(failure).fields())
+
+        def missed(place: int) -> NotResumed:
+            """It went to another, or ended, before that could be told."""
+            session_id, epoch = asked[place]
+            newest = max(self._gateway.epoch(session_id), epoch)
+            return refused(place, LeaseLost(session_id, epoch, newest))
 
         def touched(place: int, result: Result) -> None:
             (session_id, epoch), held = asked[place], request.sessions[place]
             self._note(result, [asked[place]])
             if isinstance(result, Failure):
-                concluded(place, NotResumed(id=held.id, error=of_failure(result).fields()))
+                concluded(place, refused(place, result))
                 return
             if not self._consumer.take(session_id, epoch, is_known=True):
-                lost = LeaseLost(session_id, epoch, max(self._gateway.epoch(session_id), epoch))
-                concluded(place, NotResumed(id=held.id, error=of_failure(lost).fields()))
+                concluded(place, missed(place))
                 return
             revision = result if isinstance(result, int) else 0
             lease_ms = self._gateway.lease_ms(session_id)
             what = Resumed(id=held.id, epoch=epoch, revision=revision, lease_ms=lease_ms)
             concluded(place, what)
 
-        def known(place: int, touch: bytes, refused: Refusal | None) -> None:
+        def known(place: int, touch: bytes, refusal: Refusal | None) -> None:
             if self._consumer.is_gone:
                 return  # another may have resumed it since
-            if refused is None:
+            if refusal is None:
                 self._gateway.submit(touch, partial(touched, place), is_ending=True)
-            elif refused.problem.code == "forbidden":
-                touched(place, _NOT_FOUND)  # of a theme that it must not know of
+            elif refusal.problem.code == "forbidden":
+                concluded(place, refused(place, _NOT_FOUND))  # it must not know of its theme
             else:  # nobody knows of which theme it is, just now
-                what = NotResumed(id=request.sessions[place].id, error=refused.problem.fields())
+                what = NotResumed(id=request.sessions[place].id, error=refusal.problem.fields())
                 concluded(place, what)
 
         for place, (session_id, epoch) in enumerate(asked):
@@ -471,11 +531,21 @@ class Service:
         name, touches = self._name_to_claim(request), (request,)
         target = self._named(request, target)
         encoded = request.encoded_on(target, name)
-        done = partial(self._transacted, request.seq, name, touches, self._touched(touches))
+        touched = self._touched(touches)
+        done = partial(self._transacted, request.seq, name, touches, touched, frozenset())
         operator = self._operators.operate(target, request.epoch)
         if operator is not None:
-            step = Step(encoded, done, is_verdict=False, is_ending=True, asker=self._consumer)
-            operator.ask(step)
+            unclaimed = None if name is None else partial(request.encoded_on, target, None)
+            operator.ask(
+                Step(
+                    encoded,
+                    done,
+                    is_verdict=False,
+                    is_ending=True,
+                    asker=self._consumer,
+                    unclaimed=unclaimed,
+                )
+            )
         else:
             self._gateway.submit(encoded, partial(self._counted, done), is_ending=True)
 
@@ -494,7 +564,8 @@ class Service:
     def _txn(self, request: ask.Txn) -> None:
         operations, name = request.operations, None
         touches = [one for one in operations if isinstance(one, ask.Touch)]
-        if any(map(_gives, operations)):
+        gives = any(map(_gives, operations))
+        if gives:
             name = self._may_be_given(request)
         elif touches:
             name = self._name_to_claim(request)
@@ -504,10 +575,18 @@ class Service:
 
         def go_on() -> None:
             request.name_by_id(self._operators.named)
-            encoded, weight = request.encoded(name), len(operations)
-            done = partial(self._transacted, request.seq, name, touches, self._touched(touches))
+            encoded, shown, touched = request.encoded(name), request.shown, self._touched(touches)
+            ended = frozenset(target for target, _, is_verdict in shown if is_verdict)
+            done = partial(self._transacted, request.seq, name, touches, touched, ended)
+            # What is given to who is gone is given back; what it touches may be another's by then.
+            claims = name is not None and not gives
             self._operators.transact(
-                request.shown, encoded, done, weight=weight, asker=self._consumer
+                shown,
+                encoded,
+                done,
+                weight=len(operations),
+                asker=self._consumer,
+                unclaimed=partial(request.encoded, None) if claims else None,
             )
 
         self._if_allowed(request.seq, targets, go_on)
@@ -522,9 +601,12 @@ class Service:
         name: bytes | None,
         touches: Iterable[ask.Touch],
         shown: list[tuple[int, int]],
+        ended: Collection[op.Target],
         result: Result,
     ) -> None:
         """Direct what was given or touched, and answer. `shown` is what is touched, as of before.
+
+        `ended` is what its own verdicts have ended.
 
         Behind a key there may be another session by now, which nobody has shown the epoch of. What
         has the consumer's name is its own in any case.
@@ -542,14 +624,17 @@ class Service:
         elif name is not None:
             for session_id, epoch in self._touched(touches):
                 is_taken = self._consumer.take(session_id, epoch, is_known=True)
-                # What is over may be so by this very transaction.
-                if not is_taken and self._gateway.epoch(session_id) == epoch:
+                if not is_taken and session_id not in ended:
                     missed.append((session_id, epoch))
         elif not self._is_draining:
             given += shown
 
         def told() -> None:
-            self._answered(seq, result)
+            if isinstance(result, Done):
+                answer = answer_of(result, seq)
+                self._out.answer(self._gateway.with_leases(answer, self._consumer.name))
+            else:
+                self._answered(seq, result)
             self._consumer.misses(missed)
 
         self._given(given, name, told)
@@ -607,6 +692,12 @@ class Service:
         _without_key(request)
         if request.themes and request.count:
             self._may_be_given(request)
+            bound = self._gateway.limits().acquire_themes
+            if len(request.themes) > bound:  # nothing would ever be pushed
+                self._answered(
+                    request.seq, LimitExceeded("acquire_themes", len(request.themes), bound)
+                )
+                return
         self._out.answer(DoneAnswer(seq=request.seq))
         self._pusher.give(tuple(dict.fromkeys(request.themes)), request.count)
 

@@ -107,6 +107,7 @@ class FakeGateway(Gateway):
         timeout_ms: int | None = None,  # noqa: ARG002 - time is the test's
         weight: int = 1,  # noqa: ARG002 - all has room
         is_ending: bool = False,
+        late: Callback | None = None,  # noqa: ARG002 - nobody here says so
     ) -> None:
         self.submitted += 1
         if self.refusal is not None:

@@ -103,13 +103,19 @@ class ModelGateway(FakeGateway):
         timeout_ms: int | None = None,
         weight: int = 1,
         is_ending: bool = False,
+        late: Callback | None = None,
     ) -> None:
         if self.refusal is not None and is_ending and self.takes_endings:
             self.submitted += 1
             self.queue.append(Submitted(encoded, callback, is_ending))
             return
         super()._submit(
-            encoded, callback, timeout_ms=timeout_ms, weight=weight, is_ending=is_ending
+            encoded,
+            callback,
+            timeout_ms=timeout_ms,
+            weight=weight,
+            is_ending=is_ending,
+            late=late,
         )
 
     def commit_some(self, count: int) -> None:

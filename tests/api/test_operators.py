@@ -9,6 +9,7 @@ from api.operators import (
     BACKOFF_MAX_S,
     RELEASE_PAGE,
     SKIPPED,
+    Caller,
     Operator,
     Operators,
     Step,
@@ -376,7 +377,7 @@ def test_a_verdict_over_http_that_is_refused_in_the_end_ends_what_heartbeats_wou
     at: Setting, *, has_name: bool
 ) -> None:
     """Its consumer is a name, by which somebody else may show signs of life for ever."""
-    consumer = b"http-worker" if has_name else None
+    consumer = b"~/http-worker" if has_name else None
     (created,) = at.cluster.do(op.New(THEME, consumer=consumer))
     operator = at.operators.begin(created.session_id, 1, None)
     remove = encode(op.Remove(created.session_id, 1, if_revision=9))
@@ -386,6 +387,118 @@ def test_a_verdict_over_http_that_is_refused_in_the_end_ends_what_heartbeats_wou
     at.cluster.loop.advance(0.2)
     at.node.commit_all()
     assert at.phase(created.session_id) is (Phase.STORED if has_name else Phase.ACTIVE)
+
+
+def test_a_strangers_verdict_that_is_refused_in_the_end_takes_no_session_from_its_holder(
+    at: Setting,
+) -> None:
+    holder = at.cluster.node("b").consumer(b"1")  # connected to another node
+    (created,) = at.cluster.do(op.New(THEME, consumer=holder))
+    operator = at.operators.begin(created.session_id, 1, None)
+    remove = encode(op.Remove(created.session_id, 1, if_revision=9))
+    operator.ask(Step(remove, Answers(), is_verdict=True, is_ending=True))
+    at.node.expire()
+    at.node.sent.clear()
+    at.cluster.loop.advance(0.2)
+    at.node.commit_all()
+    assert at.phase(created.session_id) is Phase.ACTIVE
+
+
+@pytest.mark.parametrize("name", [b"~/http-worker", None])
+@pytest.mark.parametrize("is_behind", [False, True])
+def test_a_verdict_over_http_whose_caller_has_left_is_not_refused_in_silence(
+    at: Setting, *, name: bytes | None, is_behind: bool
+) -> None:
+    """Its caller was told that nobody knows, and its name's heartbeats would keep the session."""
+    (created,) = at.cluster.do(op.New(THEME, consumer=name))
+    session_id, caller = created.session_id, Caller()
+    operator = at.operators.begin(session_id, 1, None)
+    remove = op.Remove(session_id, 1, if_revision=None if is_behind else 9)
+    if is_behind:
+        refused = encode(op.Append(session_id, 1, b"x", 9))
+        operator.ask(Step(refused, Answers(), is_verdict=False, is_ending=False))
+    operator.ask(Step(encode(remove), Answers(), is_verdict=True, is_ending=True, caller=caller))
+    caller.is_gone = True
+    at.node.commit_all()
+    assert at.phase(session_id) is (Phase.ACTIVE if name is None else Phase.STORED)
+
+
+def test_who_is_told_of_a_refused_verdict_over_http_keeps_the_session(at: Setting) -> None:
+    (created,) = at.cluster.do(op.New(THEME, consumer=b"~/http-worker"))
+    operator = at.operators.begin(created.session_id, 1, None)
+    remove = encode(op.Remove(created.session_id, 1, if_revision=9))
+    operator.ask(Step(remove, Answers(), is_verdict=True, is_ending=True, caller=Caller()))
+    at.node.commit_all()
+    assert at.phase(created.session_id) is Phase.ACTIVE
+
+
+def test_a_verdict_over_http_that_could_not_be_sent_is_tried_again_when_its_caller_has_left(
+    at: Setting,
+) -> None:
+    caller = Caller()
+    remove = encode(op.Remove(at.id, 1))
+    at.operator.ask(Step(remove, Answers(), is_verdict=True, is_ending=True, caller=caller))
+    caller.is_gone = True
+    at.node.expire(was_sent=False)
+    at.cluster.loop.advance(0.2)
+    at.node.commit_all()
+    assert at.phase() is None
+
+
+def test_who_is_gone_when_its_turn_comes_takes_no_session_from_who_has_resumed_it(
+    at: Setting,
+) -> None:
+    other = at.cluster.node("b").consumer(b"1")
+    at.append(b"x")
+    claim, plain = op.Touch(at.id, 1, at.consumer.name), op.Touch(at.id, 1)
+    step = Step(encode(claim), Answers(), is_verdict=False, is_ending=True, asker=at.consumer)
+    at.operator.ask(step._replace(unclaimed=lambda: encode(plain)))
+    at.append(b"y")
+    at.consumer.is_gone = True
+    at.cluster.do(op.Touch(at.id, 1, other))
+    at.node.commit_all()
+    assert at.node.is_held(at.id, 1, other)
+    assert at.session().chunks == [b"x", b"y"]  # what it has said is done all the same
+
+
+def test_a_transaction_of_who_is_gone_claims_nothing_either(at: Setting) -> None:
+    other = at.cluster.node("b").consumer(b"1")
+    at.append(b"x")
+    claim = op.Txn((op.Append(at.id, 1, b"y"), op.Touch(at.id, 1, at.consumer.name)))
+    plain = op.Txn((op.Append(at.id, 1, b"y"), op.Touch(at.id, 1)))
+    at.operators.transact(
+        [(at.id, 1, False)],
+        encode(claim),
+        Answers(),
+        weight=2,
+        asker=at.consumer,
+        unclaimed=lambda: encode(plain),
+    )
+    at.consumer.is_gone = True
+    at.cluster.do(op.Touch(at.id, 1, other))
+    at.node.commit_all()
+    assert at.node.is_held(at.id, 1, other)
+    assert at.session().chunks == [b"x", b"y"]
+
+
+def test_an_old_answer_under_a_key_ends_no_operator(at: Setting) -> None:
+    """It is about a session that had the same key, in the same epoch, before."""
+    remove = op.Idempotent(b"once", 10**6, op.Remove((THEME, b"k"), 1))
+    before = at.new(key=b"k")
+    at.cluster.do(remove)
+    assert at.phase(before) is None
+    keyed = at.new(key=b"k")
+    operator = at.operators.begin(keyed, 1, at.consumer)
+    step = Step(encode(remove), Answers(), is_verdict=True, is_ending=True, asker=at.consumer)
+    operator.ask(step)
+    at.node.commit_all()
+    assert (at.consumer.ended, at.consumer.lost, operator.has_ended) == ([], [], False)
+    operator.ask(step)
+    at.node.expire()
+    at.node.sent.clear()
+    at.cluster.loop.advance(BACKOFF_MAX_S)  # the same by a retry
+    at.node.commit_all()
+    assert (at.consumer.ended, at.consumer.lost, operator.has_ended) == ([], [], False)
 
 
 def test_a_verdict_by_key_is_not_tried_again_when_its_session_is_over(at: Setting) -> None:

@@ -236,6 +236,23 @@ def test_deadlines_say_whether_the_operation_may_have_been_done() -> None:
     assert 3 in bench.answers
 
 
+def test_of_what_was_given_up_in_doubt_the_result_is_told_when_it_comes() -> None:
+    bench = Bench()
+    late: list[Result] = []
+    bench.queue.submit(encode(New(1)), late.append, 1.0, late=late.append)
+    bench.run()
+    bench.queue.submit(encode(New(1)), late.append, 1.0, late=late.append)
+    bench.run(2)
+    bench.queue.expire(is_lagging=False)
+    assert {failure(one).outcome.value for one in late} == {"unknown", "not_applied"}
+    bench.run(100)
+    bench.queue.expire(is_lagging=False)
+    assert len(late) == 2
+    bench.apply(bench.sent[0][0])
+    assert len(late) == 3
+    assert not isinstance(late[2], Failure)
+
+
 def test_beyond_its_bounds_the_intake_refuses_but_what_ends_sessions() -> None:
     bench = Bench(QueueSettings(intake_operations=2, ending_reserve=2))
     bench.has_leader = False

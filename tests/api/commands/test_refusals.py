@@ -111,7 +111,7 @@ def test_what_stays_of_a_stopped_node_is_not_in_use(
     asyncio.run(grow(other))
     result = run(*COMMANDS[command](other, whole))
     assert result.exit_code == ExitStatus.SETTINGS
-    assert "is not empty (it has journal, state.db)" in result.stderr
+    assert "is not empty (it has journal, state.db" in result.stderr
     assert read_checkpoint(other / "state.db").machine.session_count == 12
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -133,6 +134,66 @@ async def test_what_nobody_was_told_of_is_given_back(
     found = await view()
     assert (found["epoch"], found["attempts"]) == (1, 0)  # it has cost no attempt
     assert found["history"][0]["cause"] == "shutdown"  # type: ignore[index]
+
+
+@pytest.mark.parametrize("name", ["acquire", "take", "new", "txn"])
+async def test_what_is_handed_out_when_its_time_is_over_is_given_back(
+    running: Running, caller: Client, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its caller was told that nobody knows; its name's heartbeats would keep it for ever."""
+    if name in {"acquire", "take"}:
+        await caller.stored()
+    replica = running.front.gateway._node.replica  # noqa: SLF001 - a slow disk, say
+    path = REQUESTS[name].split()[1]
+    given: Any = {"json": {"operations": [{"op": "new", "theme": 7}]}} if name == "txn" else {}
+    with monkeypatch.context() as patch:
+        patch.setattr(replica, "_apply", lambda *_, **__: None)
+        headers = {**MINE, "Ritornello-Timeout": "0.2"}
+        answer = await caller.post(path, headers=headers, **given)
+        assert (answer.problem[0], answer.json["outcome"]) == (504, "unknown")
+    async with asyncio.timeout(20):
+        while (await caller.get("/v1/sessions/1")).json.get("phase") != "ready":  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert (await caller.post(HEARTBEAT)).json["held"] == 0
+
+
+async def test_a_verdict_that_is_refused_when_its_time_is_over_is_given_back(
+    running: Running, caller: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await caller.post(NEW, b"a", headers=MINE)
+    gateway = running.front.gateway
+    submit = gateway.submit
+    held: list[tuple[object, ...]] = []
+    monkeypatch.setattr(gateway, "submit", lambda *a, **given: held.append((a, given)))
+    headers = {"If-Match": '"9"', "Ritornello-Timeout": "0.1"}
+    answer = await caller.delete("/v1/sessions/1", headers=headers, epoch=1)
+    assert (answer.problem[0], answer.json["outcome"]) == (504, "unknown")
+    monkeypatch.setattr(gateway, "submit", submit)
+    for arguments, given in held:
+        submit(*arguments, **given)  # type: ignore[arg-type, misc]
+    async with asyncio.timeout(20):
+        while (await caller.post(HEARTBEAT)).json["held"]:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    found = (await caller.get("/v1/sessions/1")).json
+    assert found["history"][0]["reason"] == "its verdict was refused: revision_mismatch"
+
+
+async def test_who_repeats_a_new_is_told_whether_it_holds_the_session_still(
+    caller: Client,
+) -> None:
+    keyed = {**MINE, "Idempotency-Key": "k"}
+    begun = (await caller.post(NEW, b"a", headers=keyed)).json
+    assert (await caller.post(NEW, b"a", headers=keyed)).json == begun
+    assert begun["lease_ms"] > 0
+    other = {"Ritornello-Consumer": "worker-2"}
+    path = f"/v1/sessions/{begun['id']}"
+    assert (await caller.post(f"{path}/touch", headers=other, epoch=1)).status == 200
+    assert (await caller.post(NEW, b"a", headers=keyed)).json["lease_ms"] == 0
+    assert (await caller.post(f"{path}/touch", headers=MINE, epoch=1)).status == 200
+    assert (await caller.post(NEW, b"a", headers=keyed)).json["lease_ms"] > 0
+    await caller.post(f"{path}/store?repeat_after=0", epoch=1)
+    assert (await caller.post(f"{path}/acquire", headers=MINE)).status == 200
+    assert (await caller.post(NEW, b"a", headers=keyed)).json["lease_ms"] == 0
 
 
 async def test_a_caller_with_an_idempotency_key_may_come_back_for_the_answer(

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import msgpack
 import pytest
@@ -18,7 +19,7 @@ from api.security.tokens import new_token
 from api.websocket.frames import FRAME_REQUESTS_MAX, JSON
 from cluster.failures import TimedOut
 from state import Failure, Operation, Phase, encode
-from state.operations import Heartbeat, SetPolicy
+from state.operations import Heartbeat, SetLimits, SetPolicy, Touch
 from tests.api.security.files import entry
 from tests.api.servers import HTTP, Running, server, until, with_tokens
 from tests.api.websocket.clients import PROTOCOLS, Client, connect
@@ -391,6 +392,166 @@ def count_of(node: Running) -> Callable[[], int]:
     return lambda: count
 
 
+@pytest.mark.parametrize("is_same", [False, True])
+async def test_what_was_done_once_under_a_key_ends_nothing_else(
+    node: Running, ws: Client, *, is_same: bool
+) -> None:
+    """An answer that is known is about the session that had the key then, in the same epoch."""
+    keyed = {"theme": THEME, "key": "k"}
+    async with connect(node) as other:
+        await ws.ask("new", **keyed)
+        remove = {**keyed, "epoch": 1, "idempotency_key": "once"}
+        removed = await ws.ask("remove", **remove)
+        holder = ws if is_same else other
+        created = await holder.ask("new", **keyed)
+        assert await ws.ask("remove", **remove) == {**removed, "seq": ANY}
+        assert (await holder.ask("heartbeat"))["held"] == 1
+        operator = node.front.operators.find(int(created["id"], 16))
+        assert operator is not None
+        assert operator.consumer is not None
+        assert (operator.has_ended, holder.pushes) == (False, [])
+
+
+async def failing_claims(node: Running, consumer: str, which: int, patch: Any) -> None:
+    """Have one of a consumer's claims fail for a moment, and be tried again 0.3 s later."""
+    gateway, operators, count = node.front.gateway, node.front.operators, 0
+    submit = gateway.submit
+
+    def unreliable(encoded: bytes, callback: Callable[[Any], object], **given: Any) -> None:
+        nonlocal count
+        if encoded[1] == Touch.code and consumer.encode() in encoded:
+            count += 1
+            if count == which:
+                callback(TimedOut(was_sent=False, waited_ms=1))
+                return
+        submit(encoded, callback, **given)
+
+    def again(attempt: int, then: Callable[..., object], *arguments: object) -> None:
+        operators.call_later(0.3, then, attempt, *arguments)
+
+    patch.setattr(gateway, "submit", unreliable)
+    patch.setattr(operators, "again", again)
+
+
+@pytest.mark.parametrize("code", [1000, 4000])
+async def test_a_claim_that_is_tried_again_takes_nothing_from_who_came_later(
+    node: Running, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    request = {"theme": THEME, "idempotency_key": "a"}
+    async with connect(node) as before:
+        created = await before.ask("new", **request)
+        await before.socket.close(code=4000)
+    async with connect(node) as first:
+        await first.ask("heartbeat")
+        await failing_claims(node, first.hello["consumer"], 1, monkeypatch)
+        await first.send(first.request("new", **request))
+        await until(lambda: len(node.front.connections) == 1)
+        await asyncio.sleep(0.05)
+        await first.socket.close(code=code)
+        async with connect(node) as second:
+            assert (await second.ask("new", **request))["lease_ms"] > 0
+            await asyncio.sleep(0.5)
+            assert (await second.ask("heartbeat"))["held"] == 1
+            assert second.pushes == []
+            assert phase(node, created["id"]) is Phase.ACTIVE
+
+
+async def test_a_claim_that_is_tried_again_takes_nothing_from_who_resumed_meanwhile(
+    node: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = {"theme": THEME, "idempotency_key": "a"}
+    async with connect(node) as before:
+        created = await before.ask("new", **request)
+        await before.socket.close(code=4000)
+    async with connect(node) as first, connect(node) as second:
+        await first.ask("heartbeat")
+        await failing_claims(node, first.hello["consumer"], 1, monkeypatch)
+        asked = first.request("new", **request)
+        await first.send(asked)
+        await asyncio.sleep(0.05)
+        held = {"id": created["id"], "epoch": 1}
+        (resumed,) = (await second.ask("resume", sessions=[held]))["sessions"]
+        assert "error" not in resumed
+        assert (await first.answer(asked["seq"]))["lease_ms"] == 0
+        assert (await second.ask("heartbeat"))["held"] == 1
+        assert second.pushes == []
+
+
+async def test_what_is_lost_before_the_answer_that_gives_it_is_told_behind_that(
+    node: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = {"op": "new", "theme": THEME}
+    request = {"operations": [new, new], "idempotency_key": "a"}
+    async with connect(node) as first, connect(node) as second:
+        await failing_claims(node, first.hello["consumer"], 2, monkeypatch)
+        asked = first.request("txn", **request)
+        await first.send(asked)
+        await asyncio.sleep(0.1)
+        again = await second.ask("txn", **request)
+        assert all(one["lease_ms"] for one in again["results"])
+        assert first.pushes == []
+        while asked["seq"] not in first.answers:
+            assert first.pushes == []
+            await first.read()
+        answer = await first.answer(asked["seq"])
+        assert [one["lease_ms"] for one in answer["results"]] == [0, 0]
+        lost = {(await first.push("lease_lost"))["id"] for _ in range(2)}
+        assert lost == {one["id"] for one in answer["results"]}
+        assert (await first.ask("heartbeat"))["held"] == 0
+        assert (await second.ask("heartbeat"))["held"] == 2
+        assert (first.pushes, second.pushes) == ([], [])
+
+
+async def test_what_is_lost_before_the_answer_that_resumes_it_is_told_in_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = new_token()
+    tokens = entry(text, "worker", '["operate"]', f"themes = [{THEME}]")
+    async with (
+        server(tmp_path, tokens=tokens) as node,
+        connect(node, token=text) as before,
+        connect(node, token=text) as first,
+        connect(node, token=text) as second,
+    ):
+        created = await before.ask("new", theme=THEME)
+        gone = await before.ask("new", theme=THEME)
+        await before.ask("remove", id=gone["id"], epoch=1)
+        gateway = node.front.gateway
+        read, waiting = gateway.read, []
+        # Of what session the second is has to be read, and that takes its time.
+        monkeypatch.setattr(gateway, "read", lambda *a, **given: waiting.append((a, given)))
+        held, unknown = ({"id": one["id"], "epoch": 1} for one in (created, gone))
+        asked = first.request("resume", sessions=[held, unknown])
+        await first.send(asked)
+        await until(lambda: waiting)
+        monkeypatch.setattr(gateway, "read", read)
+        await before.push("lease_lost")
+        (resumed,) = (await second.ask("resume", sessions=[held]))["sessions"]
+        assert "error" not in resumed
+        for arguments, given in waiting:
+            read(*arguments, **given)
+        answer = await first.answer(asked["seq"])
+        codes = [one["error"]["code"] for one in answer["sessions"]]
+        assert codes == ["lease_lost", "session_not_found"]
+        assert (await second.ask("heartbeat"))["held"] == 1
+        assert (first.pushes, second.pushes) == ([], [])
+
+
+async def test_who_touches_what_ends_in_the_same_batch_is_told(node: Running) -> None:
+    async with connect(node) as first, connect(node) as second, connect(node) as third:
+        created = await first.ask("new", theme=THEME, repeat_after=100)
+        connections: Any = node.front.connections
+        services = {one.name: one._service for one in connections}  # noqa: SLF001
+        one, two, three = (services[ws.hello["consumer"]] for ws in (first, second, third))
+        # In one turn, before the node knows of the epoch: so no operator puts them in a row.
+        one.handle(ask.Take(seq=91, id=created["id"]))
+        two.handle(ask.Touch(seq=92, id=created["id"], epoch=1))
+        three.handle(ask.Remove(seq=93, id=created["id"], epoch=1))
+        assert "error" not in await second.answer(92)
+        assert "error" not in await third.answer(93)
+        assert (await second.push("lease_lost"))["cause"] == "removed"
+
+
 async def test_a_first_request_that_comes_late_takes_nothing(node: Running) -> None:
     async with connect(node) as first, connect(node) as second:
         request = {"theme": THEME, "idempotency_key": "a"}
@@ -464,6 +625,19 @@ async def test_credit_lets_sessions_be_pushed_and_no_more_than_that(ws: Client) 
     assert (await ws.push("session"))["session"]["id"] == stored["id"]
     assert (await ws.ask("heartbeat"))["held"] == 6
     assert first[0]["session"]["epoch"] == 1
+
+
+async def test_credit_that_could_never_be_served_is_refused_or_served_in_parts(
+    node: Running, ws: Client
+) -> None:
+    error = await ws.error("credit", themes=list(range(257)), count=1)
+    assert (error["code"], error["limit"]) == ("limit_exceeded", "acquire_themes")
+    await do(node, SetLimits((("acquire_count", 2),)))
+    await ws.ask("credit", themes=[THEME], count=5)
+    for _ in range(5):
+        await ws.ask("new", theme=THEME, repeat_after=0)
+    for _ in range(5):
+        await ws.push("session")
 
 
 async def test_credit_for_other_themes_begins_anew_and_none_ends_it(ws: Client) -> None:
