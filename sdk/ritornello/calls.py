@@ -106,10 +106,11 @@ class Calls:
         if not operations:
             raise ValueError("a transaction has at least one operation")
         request = self.once({"op": "txn", "operations": operations}, key, timeout)
-        held: dict[Held, None] = {}
+        seen: dict[Held, int] = {}
         for session in sessions:
-            held[session.core_held] = None
-        request.held = tuple(held)
+            held = session.core_held
+            seen[held] = max(seen.get(held, 0), session.seen_failures)
+        request.held, request.seen_failures = tuple(seen), tuple(seen.values())
         return request
 
 
@@ -250,11 +251,11 @@ class Operations:
             shown = say.target_of(session)
         self._fields.append({"op": op, **shown, **fields})
 
-    def failed(self, error: RitornelloError) -> None:
+    def failed(self, request: Request, error: RitornelloError) -> None:
         """Take note that it was not done, or nobody knows. Not for users."""
         self._is_committed = error.outcome is Outcome.UNKNOWN
         for session in self._sessions:
-            session.catch_up()
+            session.catch_up(request)
 
     def answered(self, results: list[Result]) -> tuple[Created | Stored | int, ...]:
         """Take what each was answered: created, stored, or a revision. Not for users."""

@@ -465,6 +465,6 @@ class Txn(Operations):
         try:
             await self._client.front.ask(request, self.home)
         except RitornelloError as error:
-            self.failed(error)
+            self.failed(request, error)
             raise
         return self.answered(request.results)

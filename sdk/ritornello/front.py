@@ -1,6 +1,7 @@
 """How tasks of a loop ask the core's thread, and are answered."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 
 from ritornello.core.core import Core
@@ -30,7 +31,10 @@ class Front:
         def done(
             result: Message | RitornelloError, future: asyncio.Future[Message] = future
         ) -> None:
-            mailbox.post(settle, (future, request, result))
+            try:  # noqa: SIM105 - for every request, and quicker
+                mailbox.post(settle, (future, request, result))
+            except RuntimeError:  # the loop is closed
+                pass
 
         request.done = done
         del done
@@ -53,11 +57,13 @@ class Front:
         else:
             future.set_exception(result)
 
-    def watch(self, held: Held, call: Callable[[LeaseLost], None]) -> None:
-        """Have somebody told in this loop when a session is lost."""
+    def watch(self, held: Held, call: Callable[[LeaseLost], None]) -> Callable[[LeaseLost], None]:
+        """Have somebody told in this loop when a session is lost. Answers what ends that."""
         mailbox = self._mailbox
 
         def lost(loss: LeaseLost) -> None:
-            mailbox.post(call, loss)
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                mailbox.post(call, loss)
 
         self.core.watch(held, lost)
+        return lost

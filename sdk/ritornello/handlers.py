@@ -5,6 +5,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Generic, TypeVar
 
 from ritornello import fields as say
@@ -42,9 +43,9 @@ class WorkerOptions:
             raise ValueError(f"concurrency is {self.concurrency}; it is from 1 to {most}")
         for name in ("handler_timeout_s", "progress_s", "failures_max"):
             found = getattr(self, name)
-            if found is not None and not found > 0:
+            if found is not None and not 0 < found < inf:
                 raise ValueError(f"{name} is {found}; it is more than 0, or None")
-        if self.grace_s < 0:
+        if not 0 <= self.grace_s < inf:
             raise ValueError(f"grace_s is {self.grace_s}; it is 0 or more")
 
 

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import sys
 import warnings
 from collections.abc import Iterable, Sequence
 
@@ -31,15 +30,18 @@ class NoVerdictWarning(UserWarning):
 class HeldSession:
     """A session that is held, and what is known of it."""
 
+    _is_owner = False
+
     def __init__(self, core: Core, held: Held, view: SessionView) -> None:
         """Not for users: a `Client` or a `Worker` makes it."""
         self._core = core
-        self._held = held
-        held.owners += 1
         self._view = view
         self._chunks = list(view.chunks)
         self._has_verdict = False
-        self._failures = 0  # of its operations, that the caller has been told of
+        self._failures = held.failures  # of its operations, that the caller has been told of
+        self._held = held
+        held.owners += 1  # last: from here on it is given back when it is forgotten
+        self._is_owner = True
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id} theme={self.theme} epoch={self.epoch}>"
@@ -160,7 +162,7 @@ class HeldSession:
             held=(self._held,),
             changes=changes,
             is_verdict=is_verdict,
-            seen_failures=self._failures,
+            seen_failures=(self._failures,),
         )
 
     def _changing(self, op: str, chunk: bytes, timeout: Seconds | None) -> Request:
@@ -196,7 +198,7 @@ class HeldSession:
         else:
             cause, reason = "shutdown", TOLD_TO_STOP
         request = self._storing(None, cause, reason, self._core.options.close_s)
-        request.seen_failures = sys.maxsize  # whatever has failed, and whether that was seen
+        request.seen_failures = ()  # whatever has failed, and whether that was seen
         request.is_unconditional = True
         return request
 
@@ -209,10 +211,9 @@ class HeldSession:
 
     def __del__(self) -> None:
         # Nobody can work on it any more, and heartbeats would keep it.
-        try:
-            held = self._held
-        except AttributeError:
+        if not self._is_owner:
             return  # it was never made
+        held = self._held
         held.owners -= 1
         if held.owners or held.is_gone or not self._core.is_open:
             return
@@ -247,11 +248,18 @@ class HeldSession:
             elif one["op"] in {"remove", "store", "park"}:
                 self._has_verdict = True
 
-    def catch_up(self) -> None:
-        """Take note that the caller was told of a transaction that failed. Not for users."""
-        self._failures = self._held.failures
+    @property
+    def seen_failures(self) -> int:
+        """Of its operations, how many failures the caller has been told of. Not for users."""
+        return self._failures
+
+    def catch_up(self, request: Request) -> None:
+        """Take note that the caller was told of one that failed. Not for users."""
+        for held, number in zip(request.held, request.failure_numbers, strict=False):
+            if held is self._held:
+                self._failures = max(self._failures, number)
 
     def _note(self, request: Request, error: RitornelloError) -> None:
         """The caller is told of a failure now: what it asks from here on is not skipped."""
-        self._failures = max(self._failures, request.failure_number)
+        self.catch_up(request)
         _log.debug("session %s: %s", self.id, error)

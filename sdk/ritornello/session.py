@@ -37,6 +37,7 @@ class Session(HeldSession):
         self._task: asyncio.Task[Any] | None = None
         self._cancelling = 0  # how often the task was to be cancelled when the body began
         self._was_cancelled = False  # because the session is lost
+        self._watching: Callable[[LeaseLost], None] | None = None
 
     async def append(self, data: Data, *, timeout: Seconds | None = None) -> int:  # noqa: ASYNC109 - of all that is tried
         """Add a chunk; renews the lease. Answers the new revision."""
@@ -104,7 +105,7 @@ class Session(HeldSession):
         self._task = task
         self._cancelling = task.cancelling()
         self._was_cancelled = False
-        self._front.watch(self._held, self._lost)
+        self._watching = self._front.watch(self._held, self._lost)
         return self
 
     def _lost(self, _loss: LeaseLost) -> None:
@@ -119,6 +120,8 @@ class Session(HeldSession):
         trace: TracebackType | None,
     ) -> None:
         task, self._task = self._task, None
+        if self._watching is not None and not self._held.is_over:
+            self._core.unwatch(self._held, self._watching)
         if self._was_cancelled and task is not None and await self._take_back(task, error):
             return  # somebody else has cancelled the task as well
         if self._has_verdict:

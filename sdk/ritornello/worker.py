@@ -142,9 +142,11 @@ class Worker(WorkerBase[Handle, Middleware]):
             stopping.set()
             with suppress(RitornelloError):
                 intake.end()  # what comes before that is done is given back here
-            await self._finish()
-            with suppress(RitornelloError):
-                await asyncio.shield(asyncio.wrap_future(intake.close(core.options.close_s)))
+            try:
+                await self._finish()
+            finally:  # also when it is cancelled once more
+                with suppress(RitornelloError):
+                    await asyncio.shield(asyncio.wrap_future(intake.close(core.options.close_s)))
 
     async def _finish(self) -> None:
         """Let handlers finish, and cancel them when their time is over."""

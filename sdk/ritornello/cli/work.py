@@ -216,8 +216,16 @@ async def run(session: Session, command: tuple[str, ...]) -> Verdict:
         "RITORNELLO_EPOCH": str(session.epoch),
         "RITORNELLO_ATTEMPTS": str(session.attempts),
     }
+    beginning = asyncio.ensure_future(_begin(command, environment))
     try:
-        begun = await _begin(command, environment)
+        begun = await asyncio.shield(beginning)
+    except asyncio.CancelledError:
+        # Cancelled itself, it might wait for ever for pipes that are not there yet (CPython 3.11).
+        await asyncio.wait((beginning,))
+        if beginning.exception() is None:
+            await _end(beginning.result().process)
+            beginning.result().transport.close()
+        raise
     except (OSError, ValueError) as error:  # ValueError: a key with a zero byte in it
         why = error.strerror if isinstance(error, OSError) else error
         return Store(cause="failed", reason=f"{command[0]} cannot be run: {why}")

@@ -12,7 +12,6 @@ twice has an idempotency key, or is not sent again.
 import heapq
 import itertools
 import random
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -24,7 +23,7 @@ from ritornello.core.credit import Credit
 from ritornello.core.frames import Message, Result
 from ritornello.core.leases import Leases
 from ritornello.core.requests import Bounds, Held, Request, Way, nobody
-from ritornello.core.turns import Turns
+from ritornello.core.turns import Turns, count_failure, is_asked_again
 from ritornello.errors import (
     ClientClosed,
     DeadlineExceeded,
@@ -71,6 +70,8 @@ class Conversation:
         self.on_session: OnSession | None = None
         self.is_connected = False
         self.is_draining = False  # the node is about to stop; it serves what is held until then
+        # A session was given up that signs of life over this connection would keep: it has to end.
+        self.has_forsaken = False
         self.node = ""  # as it calls itself
         self.trouble = ""  # why there is no connection
         self._connections = 0  # that there were
@@ -99,6 +100,7 @@ class Conversation:
         """Have a request done; its `done` is called when that is known, or its time is over."""
         error = self._refusal(request)
         if error is not None:
+            count_failure(request)
             self.tell(request, error)
             return
         self._open.add(request)
@@ -135,9 +137,10 @@ class Conversation:
             return
         if request.is_over:
             return
+        was_asked = request in self._open
         self._open.discard(request)
         request.is_over = True
-        if request.held and not request.may_be_done:
+        if was_asked and request.held and not request.may_be_done:
             self._turns.withdraw(request)
 
     def leave(self, held: Held) -> None:
@@ -193,7 +196,7 @@ class Conversation:
 
     def give_back_unowned(self, held: Held) -> None:
         """Store a session that came to nobody, unless somebody works on it already."""
-        if not held.owners:
+        if not held.owners and not any(_resumes(one, held) for one in self._open):
             self.give_back(held)
 
     def _end_it(self, held: Held, fields: dict[str, Any]) -> None:
@@ -206,7 +209,6 @@ class Conversation:
                 held=(held,),
                 is_verdict=True,
                 is_unconditional=True,
-                seen_failures=sys.maxsize,
             )
         )
 
@@ -245,8 +247,7 @@ class Conversation:
         fields["reason"] = reason
         self._end_it(held, fields)
         held.loss = held.lost("overdue", reason)  # what is asked from here on is told so
-        if held.on_lost is not None:
-            held.on_lost(held.loss)
+        held.tell_loss(held.loss)
 
     @property
     def is_idle(self) -> bool:
@@ -275,8 +276,7 @@ class Conversation:
         self.is_draining = False
         self._connections += 1
         self.trouble = ""
-        for held in self.held.values():
-            held.is_resumed = False
+        self.has_forsaken = False
         self._resume(list(self.held.values()))
         self._leases.begin()
         self._credit.begin()
@@ -285,6 +285,8 @@ class Conversation:
     def disconnected(self, why: str) -> None:
         """Take note that the connection is gone: what was sent may have been done."""
         self.is_connected = False
+        for held in self.held.values():
+            held.is_resumed = False
         sent = list(self._sent.values())
         self._sent.clear()
         self._urgent.clear()
@@ -297,7 +299,7 @@ class Conversation:
             request.doubts += 1
             if request.op in _CLAIMS:
                 self._note_claims(request)
-            if request.held or request.is_over:
+            if request.held or request.is_over or request.is_own:
                 continue
             if request.way is Way.AGAIN and self._options.retries:
                 request.is_queued = True
@@ -623,6 +625,8 @@ class Conversation:
             if held.expires_s <= now_s and not (verdict is not None and verdict.is_verdict):
                 detail = "no sign of life was answered for as long as its lease"
                 self._turns.lose(held, held.lost("stale", detail))
+                self.has_forsaken = self.is_connected
+                self._wake()
         ends = (one.expires_s for one in self.held.values() if one.expires_s > now_s)
         self._expiring_s = min(ends, default=FOREVER)
 
@@ -707,6 +711,8 @@ class Conversation:
             self._resume([held])
             return
         verdict = held.current
+        if verdict is not None and is_asked_again(verdict):
+            return  # it may have ended it by itself, and its answer tells
         if verdict is None or not verdict.is_verdict or not verdict.doubts:
             detail = f"the session was taken away ({message.cause})"
             self._turns.lose(held, held.lost(message.cause, detail))
@@ -723,6 +729,14 @@ def _show_revisions(request: Request) -> None:
             revision = revisions.pop(operation.get("id"), None)
             if revision is not None:
                 operation["if_revision"] = revision
+
+
+def _resumes(request: Request, held: Held) -> bool:
+    """Whether it asks for a session, in the epoch in which that is held already."""
+    if request.op != "resume":
+        return False
+    shown = {"id": held.id, "epoch": held.epoch}
+    return any(one == shown for one in request.fields["sessions"])
 
 
 def _refused(code: str, detail: str, *, retryable: bool = False) -> RequestError:

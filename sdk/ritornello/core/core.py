@@ -294,6 +294,11 @@ class Core:
         """Have somebody told when a session is lost; in the core's thread."""
         self.post(held.watch, on_lost)
 
+    def unwatch(self, held: Held, on_lost: Callable[[LeaseLost], None]) -> None:
+        """Tell somebody no more."""
+        with contextlib.suppress(ClientClosed):
+            self.post(held.unwatch, on_lost)
+
     def rest(self, ask: Ask, kind: type[T], timeout_s: float) -> "Future[T]":
         """Ask over HTTP."""
         return self.run(self._needed_rest().call(ask, kind, timeout_s))

@@ -120,7 +120,11 @@ class Link:
         if self._is_closing:
             return
         now_s = time.monotonic()
-        next_s = min(self.conversation.tick(), now_s + _TICK_S)
+        next_s = now_s + _TICK_S
+        try:
+            next_s = min(self.conversation.tick(), next_s)
+        except Exception:  # noqa: BLE001 - a defect; what comes later is not to suffer from it
+            _log.exception("the time could not be seen to")
         if self._timer is None or next_s < self._timer_s:
             if self._timer is not None:
                 self._timer.cancel()
@@ -265,6 +269,9 @@ class Link:
                     await socket.ws.send_bytes(frame)
                 if conversation.is_unheard:
                     why = "the node renews no leases"
+                    break
+                if conversation.has_forsaken:
+                    why = "a session was given up that it would keep"
                     break
                 if conversation.is_draining and not (is_draining and moving):
                     is_draining = True

@@ -54,7 +54,7 @@ class Request:
         "done",
         "doubts",
         "expected",
-        "failure_number",
+        "failure_numbers",
         "failures",
         "fields",
         "given",
@@ -89,7 +89,7 @@ class Request:
         changes: int = 0,
         gives: bool = False,
         until_s: float = 0.0,
-        seen_failures: int = 0,
+        seen_failures: tuple[int, ...] = (),
         weight: int = 1,
         is_own: bool = False,
     ) -> None:
@@ -106,7 +106,8 @@ class Request:
         self.changes = changes  # by how much it raises the revision of the session that is held
         self.gives = gives  # whether sessions come with its answer
         self.until_s = until_s  # to which an acquire waits
-        self.seen_failures = seen_failures  # of its session, of which its caller had been told
+        # Of each of its sessions, of how many its caller had been told; empty if that is no matter.
+        self.seen_failures = seen_failures
         self.weight = weight  # as the server counts what is in flight
         self.is_own = is_own  # of the client itself, and of this connection only
         self.seq = -1
@@ -119,7 +120,8 @@ class Request:
         self.mismatches = 0
         self.expected: int | None = None  # the revision that it has to find
         # With the answer
-        self.failure_number = 0  # which failure of its session it was
+        # If it fails: how many there were then, at each of its sessions.
+        self.failure_numbers: tuple[int, ...] = ()
         self.given: list[tuple[Held, SessionView | None]] = []
         self.results: list[Result] = []
 
@@ -178,12 +180,12 @@ class Held:
         "lease_s",
         "loss",
         "moved_s",
-        "on_lost",
         "owners",
         "revision",
         "since_s",
         "waiting",
         "was_given_back",
+        "watchers",
     )
 
     def __init__(
@@ -212,16 +214,25 @@ class Held:
         self.was_given_back = False  # once, at most: what is refused for good is not said again
         self.is_over = False
         self.loss: LeaseLost | None = None  # why, if not by a verdict
-        self.on_lost: Callable[[LeaseLost], None] | None = None
+        self.watchers: tuple[Callable[[LeaseLost], None], ...] = ()  # told when it is lost
         self.begun_s = since_s  # when somebody began to work on it
         self.moved_s = since_s  # when something was asked of it
         self.bounds = Bounds()
 
     def watch(self, on_lost: Callable[[LeaseLost], None]) -> None:
         """Have somebody told when it is lost; at once if it is."""
-        self.on_lost = on_lost
+        self.watchers += (on_lost,)
         if self.loss is not None:
             on_lost(self.loss)
+
+    def unwatch(self, on_lost: Callable[[LeaseLost], None]) -> None:
+        """Tell somebody no more."""
+        self.watchers = tuple(one for one in self.watchers if one is not on_lost)
+
+    def tell_loss(self, loss: LeaseLost) -> None:
+        """Tell all who watch."""
+        for one in self.watchers:
+            one(loss)
 
     def bound(self, bounds: "Bounds") -> None:
         """Have it taken from whoever works on it when that takes too long."""

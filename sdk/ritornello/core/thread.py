@@ -37,7 +37,7 @@ class Mailbox:
             self._is_called = True
             try:
                 self._loop.call_soon_threadsafe(self._make)
-            except RuntimeError:
+            except BaseException:  # an interrupt, too: what comes next has to call
                 self._is_called = False
                 raise
 

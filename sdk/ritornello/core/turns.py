@@ -15,7 +15,7 @@ from typing import Protocol
 from ritornello import limits
 from ritornello.core import frames
 from ritornello.core.frames import Message, Result
-from ritornello.core.requests import Held, Request
+from ritornello.core.requests import Held, Request, Way
 from ritornello.errors import (
     LeaseLost,
     Outcome,
@@ -76,8 +76,10 @@ class Turns:
             is_taken = held.loss is not None and not request.is_unconditional
             if held.is_over or held.has_verdict or is_taken:
                 return held.over()
-        if request.op != "txn" and request.seen_failures < request.held[0].failures:
-            return _skipped()
+        for held, seen in zip(request.held, request.seen_failures, strict=False):
+            if seen < held.failures:
+                _note_failures(request)  # now its caller is told that something has failed
+                return _skipped()
         for held in request.held:
             held.waiting.append(request)
             held.has_verdict |= request.is_verdict
@@ -98,6 +100,7 @@ class Turns:
 
     def refuse(self, request: Request, error: RitornelloError) -> None:
         """It was not done, for a reason that holds for all that waits."""
+        count_failure(request)
         self._leave_out(request)
         self._host.tell(request, error)
         self._go_on_without(request)
@@ -112,13 +115,16 @@ class Turns:
 
     def go_on(self, held: Held) -> None:
         """Have the next request of a session sent, if it is its turn at all its sessions."""
+        while held.waiting and held.is_over:  # by a verdict in a transaction
+            request = held.waiting[0]
+            self._leave_out(request)
+            self._host.tell(request, held.over())
+            for one in request.held:
+                if one is not held:
+                    self.go_on(one)
         if not held.waiting:
             return
         request = held.waiting[0]
-        if held.is_over:  # by a verdict in a transaction
-            self._host.tell(request, held.over())
-            self._free(request)
-            return
         for one in request.held:
             if one.current is not None or not one.is_resumed or one.waiting[0] is not request:
                 return
@@ -168,7 +174,11 @@ class Turns:
     def over(self, held: Held, error: RequestError) -> None:
         """The cluster says that a session is over: by its verdict, or in another way."""
         verdict = held.current
-        if verdict is not None and verdict.is_verdict and verdict.doubts:
+        if verdict is not None and is_asked_again(verdict):
+            held.is_resumed = True  # as far as that goes: its answer tells what became of it
+            if all(one.is_resumed for one in verdict.held):
+                self._host.queue(verdict)
+        elif verdict is not None and verdict.is_verdict and verdict.doubts:
             self._settle(held, verdict, error)
         else:
             cause = "removed" if isinstance(error, SessionNotFound) else "unknown"
@@ -181,14 +191,17 @@ class Turns:
         self._end(held)
         held.loss = loss
         theirs = [*held.waiting] if held.current is None else [held.current, *held.waiting]
+        held.current = None
+        held.waiting.clear()
         for request in theirs:
             if request.may_be_done:
                 for one in request.held:
                     one.is_doubtful = True
+            self._leave_out(request)
             self._host.tell(request, held.over(request.outcome))
-            self._free(request)
-        if held.on_lost is not None:
-            held.on_lost(loss)
+        for one in dict.fromkeys(one for request in theirs for one in request.held):
+            self.go_on(one)
+        held.tell_loss(loss)
 
     def looked(self, request: Request, found: Message | RitornelloError) -> None:
         """See whether a verdict is why its session is over."""
@@ -291,14 +304,14 @@ class Turns:
     def _fail(self, request: Request, error: RitornelloError) -> None:
         """It is refused for good. What was said behind it is skipped, at all its sessions."""
         skipped = self._behind(request)
-        _count_failure(request)
+        count_failure(request)
         if error.outcome is Outcome.UNKNOWN:
             for held in request.held:
                 held.is_doubtful = True
         self._leave_out(request, *skipped)
         self._host.tell(request, error)
         for one in skipped:
-            _count_failure(one)
+            count_failure(one)
             self._host.tell(one, _skipped())
         self._go_on_without(request, *skipped)
 
@@ -377,10 +390,23 @@ def _seems_done(request: Request, revision: int) -> bool:
     )
 
 
-def _count_failure(request: Request) -> None:
+def is_asked_again(request: Request) -> bool:
+    """Whether a request that was sent is answered when it is sent again, whatever has become of it.
+
+    So is a transaction, by its key: even if it has ended its sessions.
+    """
+    return request.op == "txn" and request.doubts > 0 and request.way is Way.AGAIN
+
+
+def count_failure(request: Request) -> None:
+    """Take note that it has failed for good: what was said in the belief that it would not."""
     for held in request.held:
         held.failures += 1
-        request.failure_number = held.failures
+    _note_failures(request)
+
+
+def _note_failures(request: Request) -> None:
+    request.failure_numbers = tuple(held.failures for held in request.held)
 
 
 def _skipped() -> Skipped:

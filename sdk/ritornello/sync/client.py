@@ -3,7 +3,7 @@
 import builtins
 import contextlib
 import ssl
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Self, TypeVar, Unpack, overload
 
@@ -43,6 +43,7 @@ from ritornello.sync.front import ask
 from ritornello.sync.session import Session
 
 T = TypeVar("T")
+G = TypeVar("G")
 
 DEFAULT_URL = "http://127.0.0.1:7601"
 
@@ -157,12 +158,24 @@ class Client:
             trace=trace,
         )
         request = self._calls.once(fields, idempotency_key, timeout)
-        request.gives = after is None
-        message = self._ask(request)
         if after is not None:
-            return created_of(message)
-        held, _ = request.given[0]
-        return Session(self._core, held, view_of_new(held, fields))
+            return created_of(self._ask(request))
+
+        def begun() -> Session:
+            held, _ = request.given[0]
+            return Session(self._core, held, view_of_new(held, fields))
+
+        request.gives = True
+        return self._given(request, begun)
+
+    def _given(self, request: Request, make: Callable[[], G]) -> G:
+        """Ask for sessions, and make something of them. What comes in vain is given back."""
+        try:
+            self._ask(request)
+            return make()
+        except BaseException:
+            self._core.give_back_all(request)
+            raise
 
     def acquire(
         self,
@@ -187,8 +200,11 @@ class Client:
         return self._acquired(self._calls.acquire(themes, count, wait, timeout))
 
     def _acquired(self, request: Request) -> list[Session]:
-        self._ask(request)
-        return [Session(self._core, held, view) for held, view in request.given if view is not None]
+        def acquired() -> list[Session]:
+            given = request.given
+            return [Session(self._core, held, view) for held, view in given if view is not None]
+
+        return self._given(request, acquired)
 
     def take(self, target: Target, *, timeout: Seconds | None = None) -> Session:
         """Work on one session, due or not, unless it is active or parked."""
@@ -198,16 +214,14 @@ class Client:
     def resume(self, id: str, epoch: int, *, timeout: Seconds | None = None) -> Session:
         """Go on with a session that is yours by its epoch: one of an earlier process, say."""
         request = self._calls.resume(id, epoch, timeout)
-        self._ask(request)
-        held = resumed(request)
-        reading = self._calls.get(id, stale=False, timeout=timeout)
-        reading.deadline_s = request.deadline_s
-        try:
-            view = session_of(self._ask(reading))
-        except BaseException:
-            self._core.give_back_all(request)
-            raise
-        return Session(self._core, held, view)
+
+        def read() -> Session:
+            held = resumed(request)
+            reading = self._calls.get(id, stale=False, timeout=timeout)
+            reading.deadline_s = request.deadline_s
+            return Session(self._core, held, session_of(self._ask(reading)))
+
+        return self._given(request, read)
 
     # Sessions that nobody holds, or whoever may
 
@@ -433,6 +447,6 @@ class Txn(Operations):
         try:
             ask(self._client.core, request, self.home)
         except RitornelloError as error:
-            self.failed(error)
+            self.failed(request, error)
             raise
         return self.answered(request.results)

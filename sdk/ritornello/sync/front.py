@@ -31,8 +31,8 @@ def ask(core: Core, request: Request, home: Home | None = None) -> Message:
     """Have a request done, and wait for it. Raises `RitornelloError`."""
     answer = _Answer()
     request.done = answer.put
-    core.ask(request, home)
     try:
+        core.ask(request, home)
         answer.wait()
     except BaseException:
         core.cancel(request, home)

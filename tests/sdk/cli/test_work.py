@@ -1,14 +1,18 @@
 """A shell command for each session."""
 
+import asyncio
 import os
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from api.security.tokens import new_token
+from ritornello.cli import work
 from ritornello.models import SessionView
 from ritornello.sync import Client
 from tests.api.security.files import entry
@@ -324,6 +328,20 @@ def test_when_the_session_is_lost_the_command_is_ended(
     other.append(b"; by another")
     assert client.get(created.id).chunks == (b"; by another",)
     other.remove()
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_command_is_ended_however_soon_it_is_to_end(turns: int) -> None:
+    """Its own children hold its pipes, and those may not be connected yet."""
+    view: Any = SimpleNamespace(id="1", theme=7, key="", epoch=1, attempts=1, data=b"")
+    running = asyncio.ensure_future(work.run(view, (*SH[1:], "sleep 1000 & sleep 1000")))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    time.sleep(0.1)  # noqa: ASYNC251 - the machine stands still
+    running.cancel()
+    async with asyncio.timeout(10):
+        await asyncio.wait((running,))
+    assert running.cancelled()
 
 
 def test_when_it_is_killed_the_session_comes_back(

@@ -75,8 +75,8 @@ class History:
 
     def answered(self, asked: Asked, answer: Message | RitornelloError) -> None:
         asked.answers.append(answer)
-        for held in asked.request.held:
-            self.told[held] = max(self.told.get(held, 0), asked.request.failure_number)
+        for held, number in zip(asked.request.held, asked.request.failure_numbers, strict=False):
+            self.told[held] = max(self.told.get(held, 0), number)
         for held, _ in asked.request.given:
             self.hold(held)
 
@@ -127,18 +127,18 @@ class History:
         op = self.chance.choice(("append", "append", "append", "replace", "touch"))
         seen = self.told.get(held, 0)
         if op == "touch":
-            self.ask({"op": op, **self.shown(held)}, held=(held,), seen_failures=seen)
+            self.ask({"op": op, **self.shown(held)}, held=(held,), seen_failures=(seen,))
             return
         data = self.token()
         if self.chance.random() < 0.1:
             data += b"!" * 100  # the cluster refuses it
         fields = {"op": op, **self.shown(held), "data": data}
-        self.ask(fields, held=(held,), changes=1, seen_failures=seen)
+        self.ask(fields, held=(held,), changes=1, seen_failures=(seen,))
 
     def end(self, held: Held) -> None:
         op = self.chance.choice(("remove", "store", "park"))
         fields = {"op": op, **self.shown(held)}
-        self.ask(fields, held=(held,), is_verdict=True, seen_failures=self.told.get(held, 0))
+        self.ask(fields, held=(held,), is_verdict=True, seen_failures=(self.told.get(held, 0),))
 
     def transact(self, one: Held, other: Held) -> None:
         if one is other:

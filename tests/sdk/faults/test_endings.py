@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
@@ -35,29 +34,7 @@ from ritornello.errors import (
     RitornelloError,
 )
 from ritornello.testing import LocalServer
-
-THEME = 7
-TOO_LARGE = bytes(1_100_000)
-
-
-@pytest.fixture(scope="module")
-def local() -> Iterator[LocalServer]:
-    with LocalServer() as found:
-        yield found
-
-
-@pytest.fixture
-async def client(local: LocalServer) -> AsyncIterator[Client]:
-    async with local.client(Options(close_s=0.5, backoff_max_s=0.2)) as found:
-        yield found
-    local.faults.clear()
-
-
-@pytest.fixture
-def still_client(local: LocalServer) -> Iterator[ritornello.sync.Client]:
-    with local.sync_client(Options(close_s=0.5, backoff_max_s=0.2)) as found:
-        yield found
-    local.faults.clear()
+from tests.sdk.faults.sessions import THEME, TOO_LARGE
 
 
 async def comes_back(client: Client, key: str, theme: int = THEME) -> str:
@@ -105,10 +82,11 @@ async def test_what_is_left_without_retries_while_nothing_answers(local: LocalSe
         session = await client.new(THEME, key="no retries")
         with pytest.raises(ZeroDivisionError):
             async with session:
-                with local.faults.refuse():
-                    local.faults.cut()
-                    await asyncio.sleep(0.1)
+                refusing = local.faults.refuse()
+                local.faults.cut()
+                await asyncio.sleep(0.1)
                 raise ZeroDivisionError
+        refusing.end()
         assert await comes_back(other, "no retries") in {"failed", "shutdown"}
 
 
@@ -316,8 +294,7 @@ async def _resumed(client: Client, session: Session) -> None:
 async def test_a_worker_that_stops_burns_no_attempts(client: Client) -> None:
     await client.set_policy(8, repeat_ms=0)
     handled = 0
-    for number in range(200):
-        await client.new(8, key=f"{number}", after=0)
+    await asyncio.gather(*(client.new(8, key=f"{number}", after=0) for number in range(500)))
     for _ in range(10):
         worker = ritornello.Worker(client, concurrency=20)
 
@@ -330,10 +307,12 @@ async def test_a_worker_that_stops_burns_no_attempts(client: Client) -> None:
             return Remove()
 
         await worker.run()
-    async for left in client.list(8):
-        assert left.phase == "ready"
-        assert {one.cause for one in left.history} <= {"shutdown"}
-        assert left.attempts == 0
+    left = [one async for one in client.list(8)]
+    assert left
+    for view in left:
+        assert view.phase == "ready"
+        assert {one.cause for one in view.history} <= {"shutdown"}
+        assert view.attempts == 0
 
 
 def test_a_worker_of_threads_that_stops_burns_no_attempts(

@@ -1,0 +1,250 @@
+"""What is said of a session is done in order, once, and whoever said it hears what became of it."""
+
+import asyncio
+import time
+
+import pytest
+
+import ritornello.sync
+from ritornello import Client, Options, Session, WorkerOptions, limits
+from ritornello.errors import (
+    DeadlineExceeded,
+    LeaseLost,
+    LimitExceeded,
+    NotConnected,
+    Overloaded,
+    SessionNotFound,
+    Skipped,
+)
+from ritornello.testing import LocalServer
+from tests.sdk.faults.sessions import THEME, TOO_LARGE
+
+
+async def phase(client: Client, session: Session) -> str:
+    """Where a session is; `removed` if it is gone."""
+    try:
+        return (await client.get(session.id)).phase
+    except SessionNotFound:
+        return "removed"
+
+
+# A verdict is not done if what was said before it was not
+
+
+async def test_a_verdict_behind_what_had_no_time(client: Client) -> None:
+    session = await client.new(THEME)
+    append = session.append(b"x", timeout=0.0)
+    found = await asyncio.gather(append, session.remove(), return_exceptions=True)
+    assert [type(one) for one in found] == [DeadlineExceeded, Skipped]
+    assert await phase(client, session) == "active"
+    await session.remove()
+
+
+async def test_a_verdict_behind_what_had_no_room(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await client.new(THEME)
+    monkeypatch.setattr(limits, "REQUESTS_MAX", 0)
+    append = asyncio.ensure_future(session.append(b"x"))
+    await asyncio.sleep(0)
+    time.sleep(0.1)  # noqa: ASYNC251 - the program is busy, and does not hear that it was refused
+    monkeypatch.undo()
+    found = await asyncio.gather(append, session.remove(), return_exceptions=True)
+    assert [type(one) for one in found] == [Overloaded, Skipped]
+    assert await phase(client, session) == "active"
+    await session.remove()
+
+
+async def test_a_verdict_behind_what_found_no_node(local: LocalServer) -> None:
+    async with local.client(Options(retries=False)) as client:
+        session = await client.new(THEME)
+        refusing = local.faults.refuse()
+        local.faults.cut()
+        await asyncio.sleep(0.1)
+        append = asyncio.ensure_future(session.append(b"x"))
+        await asyncio.sleep(0)
+        time.sleep(0.5)  # noqa: ASYNC251 - busy, as above
+        refusing.end()
+        found = await asyncio.gather(append, session.remove(), return_exceptions=True)
+        assert [type(one) for one in found] == [NotConnected, Skipped]
+        assert await phase(client, session) == "active"
+        await session.remove()
+
+
+async def test_a_transaction_with_a_verdict_behind_what_was_refused(client: Client) -> None:
+    session = await client.new(THEME)
+    append = asyncio.ensure_future(session.append(TOO_LARGE))
+    await asyncio.sleep(0)
+    time.sleep(0.3)  # noqa: ASYNC251 - busy, as above
+    together = client.txn()
+    together.remove(session)
+    found = await asyncio.gather(append, together.commit(), return_exceptions=True)
+    assert [type(one) for one in found] == [LimitExceeded, Skipped]
+    assert await phase(client, session) == "active"
+    again = client.txn()
+    again.remove(session)  # by now it is known
+    await again.commit()
+
+
+# Whoever is told goes on
+
+
+async def test_who_was_not_told_of_a_failure_is_told_once(
+    local: LocalServer, client: Client
+) -> None:
+    async with client.new(THEME) as session:
+        with local.faults.delay(0.4, of="append"), pytest.raises(DeadlineExceeded):
+            await session.append(TOO_LARGE, timeout=0.1)
+        await asyncio.sleep(0.5)
+        with pytest.raises(Skipped):
+            await session.append(b"x")
+        await session.append(b"y")
+        await session.remove()
+
+
+async def test_another_object_of_a_session_is_not_told_of_old_failures(client: Client) -> None:
+    async with client.new(THEME) as session:
+        with pytest.raises(LimitExceeded):
+            await session.append(TOO_LARGE)
+        again = await client.resume(session.id, session.epoch)
+        await again.append(b"x")
+        await session.append(b"y")
+        await session.remove()
+
+
+@pytest.mark.parametrize("op", ["remove", "store", "park"])
+async def test_a_verdict_that_is_first_given_during_an_outage_is_told_to_be_done(
+    local: LocalServer, client: Client, op: str
+) -> None:
+    session = await client.new(THEME)
+    refusing = local.faults.refuse()
+    local.faults.cut()
+    await asyncio.sleep(0.1)
+    given = asyncio.ensure_future(getattr(session, op)())
+    await asyncio.sleep(0.2)
+    refusing.end()
+    await given
+    assert await phase(client, session) in {"removed", "stored", "ready", "parked"}
+
+
+async def test_a_transaction_whose_answer_is_lost_is_told_to_be_done(
+    local: LocalServer, client: Client
+) -> None:
+    session = await client.new(THEME)
+    together = client.txn()
+    together.remove(session)
+    together.new(12, after=0)
+    with local.faults.drop(of="txn"):
+        await together.commit()
+    assert len([one async for one in client.list(12)]) == 1
+    assert not session.is_held
+
+
+async def test_who_asks_for_a_session_again_keeps_it_when_the_first_answer_comes(
+    local: LocalServer, client: Client
+) -> None:
+    session = await client.new(THEME)
+    async with local.client() as other:
+        with local.faults.delay(0.5, 1, of="resume"):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(resumed(other, session), 0.1)
+            async with other.resume(session.id, session.epoch) as mine:
+                await asyncio.sleep(0.8)
+                assert mine.is_held
+                await mine.append(b"x")
+                await mine.remove()
+
+
+async def resumed(client: Client, session: Session) -> Session:
+    return await client.resume(session.id, session.epoch)
+
+
+# Whoever loses a session is told
+
+
+async def test_all_who_work_on_a_session_are_told_that_it_is_lost(
+    local: LocalServer, client: Client
+) -> None:
+    first = await client.new(THEME)
+    second = await client.resume(first.id, first.epoch)
+
+    async def work(session: Session) -> None:
+        async with session:
+            await asyncio.sleep(20)
+
+    working = [asyncio.ensure_future(work(one)) for one in (first, second)]
+    await asyncio.sleep(0.1)
+    local.clock.advance(100, heartbeats=False)
+    async with asyncio.timeout(10):
+        found = await asyncio.gather(*working, return_exceptions=True)
+    assert [type(one) for one in found] == [LeaseLost, LeaseLost]
+
+
+@pytest.mark.parametrize("is_out", [False, True])
+async def test_a_session_of_which_much_waits_is_lost_as_any_other(
+    local: LocalServer, client: Client, *, is_out: bool
+) -> None:
+    theme = 100 + is_out
+    await client.set_policy(theme, lease_ms=1000)
+    waiting: list[asyncio.Future[int]] = []
+    refusing = None
+    with pytest.raises(LeaseLost):
+        async with client.new(theme) as session, asyncio.timeout(10):
+            if is_out:
+                refusing = local.faults.refuse()
+                local.faults.cut()
+            waiting = [asyncio.ensure_future(session.append(b"x", timeout=30)) for _ in range(3000)]
+            if not is_out:
+                await asyncio.sleep(0.05)
+                local.clock.advance(100, heartbeats=False)
+            await asyncio.sleep(20)
+    async with asyncio.timeout(5):
+        found = await asyncio.gather(*waiting, return_exceptions=True)
+    assert {type(one) for one in found} <= {LeaseLost, int}
+    if refusing is not None:
+        refusing.end()
+
+
+async def test_a_session_that_is_resumed_too_late_is_not_kept_by_signs_of_life(
+    local: LocalServer, client: Client
+) -> None:
+    theme = 111
+    await client.set_policy(theme, lease_ms=1000, repeat_ms=0)
+    with pytest.raises(LeaseLost):
+        async with client.new(theme, key="late"):
+            with local.faults.delay(1.3, of="resume"):
+                local.faults.cut()
+                await asyncio.sleep(20)
+    async with asyncio.timeout(8):
+        while (view := await client.get((theme, "late"))).phase == "active":  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    assert view.history[-1].cause == "stale"
+
+
+# Options
+
+
+@pytest.mark.parametrize("name", ["handler_timeout_s", "progress_s", "grace_s"])
+def test_times_of_workers_are_finite(name: str) -> None:
+    for wrong in (float("inf"), float("nan"), -1.0):
+        with pytest.raises(ValueError, match=name):
+            WorkerOptions(**{name: wrong})  # type: ignore[arg-type]
+
+
+async def test_a_worker_that_is_cancelled_while_it_stops_takes_leave(client: Client) -> None:
+    worker, begun = ritornello.Worker(client, options=WorkerOptions(grace_s=30)), asyncio.Event()
+
+    @worker.handler(9)
+    async def work(_: Session) -> None:
+        begun.set()
+        await asyncio.sleep(60)
+
+    await client.new(9, key="x", after=0)
+    links = len(client.core._links)  # noqa: SLF001 - connections
+    running = asyncio.ensure_future(worker.run())
+    await begun.wait()
+    worker.stop()
+    await asyncio.sleep(0.1)
+    running.cancel()
+    await asyncio.wait([running])
+    assert len(client.core._links) == links  # noqa: SLF001
