@@ -206,11 +206,11 @@ async def test_it_may_not_take_for_ever(
 async def test_a_checkpoint_that_takes_too_long_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(snapshots, "CHECKPOINT_TIMEOUT_MS", 50)
     replica = replace(REPLICA, checkpoint=CheckpointSettings(interval_ms=600_000))
     async with server(tmp_path, replica=replica) as running, ClientSession(running.url) as client:
         await new(client)
         with monkeypatch.context() as patch:
+            patch.setattr(snapshots, "CHECKPOINT_TIMEOUT_MS", 50)
             patch.setattr(Checkpoints, "begin", lambda _: None)
             async with client.get(SNAPSHOT) as answer:
                 assert answer.status == 503
