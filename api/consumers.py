@@ -143,6 +143,11 @@ class Consumer:
             self._operators.give_back(session_id, epoch, "whoever asked for it had vanished")
         return True
 
+    def directs(self, session_id: int, epoch: int) -> bool:
+        """Whether a session is its own, as far as it was told here."""
+        operator = self._operators.find(session_id)
+        return operator is not None and operator.epoch == epoch and operator.consumer is self
+
     def misses(self, sessions: Iterable[tuple[int, int]]) -> None:
         """Take back what it was just told: that these sessions are its own."""
         for session_id, epoch in sessions:

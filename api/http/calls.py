@@ -377,9 +377,14 @@ class Call:
         _checked(await self.wait_for(read))
 
     def give_back(self, session_id: int, epoch: int) -> None:
-        """Store a session that was handed out to somebody who had left."""
+        """Store a session that was handed out to somebody who had left.
+
+        Unless somebody has taken it over since: the epoch stays then.
+        """
+        if self.front.gateway.holder(session_id, epoch) != self.consumer:
+            return
         operator = self.front.operators.operate(session_id, epoch)
-        if operator is not None:
+        if operator is not None and operator.consumer is None:
             operator.store(Cause.SHUTDOWN, "whoever asked for it had left")
 
     # What is answered

@@ -283,7 +283,9 @@ class Service:
     def _told(self, telling: _Telling) -> dict[tuple[int, int], str]:
         """Give such an answer now. Answers which sessions are lost already, and why."""
         self._tellings = [one for one in self._tellings if one is not telling]
-        return {one: cause for one, cause in telling.items() if cause is not None}
+        lost = {one: cause for one, cause in telling.items() if cause is not None}
+        # What it has taken back meanwhile is no loss.
+        return {one: cause for one, cause in lost.items() if not self._consumer.directs(*one)}
 
     def on_lost(self, session_id: int, epoch: int, cause: str) -> None:
         """Tell the consumer that a session is its own no more, if it has heard that it is."""
@@ -428,9 +430,11 @@ class Service:
             self.in_flight -= len(asked) - 1
             lost = self._told(telling)
             for number, one in enumerate(resumed):
-                if isinstance(one, Resumed) and asked[number] in lost:
+                if isinstance(one, Resumed) and lost.pop(asked[number], None) is not None:
                     resumed[number] = missed(number)
             self._out.answer(ResumedAnswer(seq=request.seq, sessions=resumed))
+            for (session_id, epoch), cause in lost.items():  # it had them before
+                self.on_lost(session_id, epoch, cause)
 
         def refused(place: int, failure: Failure) -> NotResumed:
             return NotResumed(id=request.sessions[place].id, error=of_failure(failure).fields())
@@ -690,16 +694,15 @@ class Service:
     def _give_credit(self, request: ask.Credit) -> None:
         self._front.check(self._principal, Scope.OPERATE, *request.themes)
         _without_key(request)
-        if request.themes and request.count:
+        themes = tuple(dict.fromkeys(request.themes))
+        if themes and request.count:
             self._may_be_given(request)
-            bound = self._gateway.limits().acquire_themes
-            if len(request.themes) > bound:  # nothing would ever be pushed
-                self._answered(
-                    request.seq, LimitExceeded("acquire_themes", len(request.themes), bound)
-                )
+            count, bound = len(themes), self._gateway.limits().acquire_themes
+            if count > bound:  # nothing would ever be pushed
+                self._answered(request.seq, LimitExceeded("acquire_themes", count, bound))
                 return
         self._out.answer(DoneAnswer(seq=request.seq))
-        self._pusher.give(tuple(dict.fromkeys(request.themes)), request.count)
+        self._pusher.give(themes, request.count)
 
     def _pushed(self, result: list[SessionView]) -> None:
         missed = self._take_all(_ids(result))

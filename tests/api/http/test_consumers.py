@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from state import Created
 from tests.api.http import raw
 from tests.api.http.client import Client, client
 from tests.api.servers import Running, cluster_of_three, until
@@ -155,6 +156,30 @@ async def test_what_is_handed_out_when_its_time_is_over_is_given_back(
         while (await caller.get("/v1/sessions/1")).json.get("phase") != "ready":  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert (await caller.post(HEARTBEAT)).json["held"] == 0
+
+
+async def test_what_is_handed_out_late_is_left_to_who_has_taken_it_over(
+    running: Running, caller: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway = running.front.gateway
+    submit = gateway.submit
+    late: list[Any] = []
+
+    def slow(encoded: bytes, callback: Any, **given: Any) -> None:
+        submit(encoded, callback, **{**given, "late": None})
+        late.append(given["late"])
+
+    replica = gateway._node.replica  # noqa: SLF001 - a slow disk, say
+    with monkeypatch.context() as patch:
+        patch.setattr(replica, "_apply", lambda *_, **__: None)
+        patch.setattr(gateway, "submit", slow)
+        headers = {**MINE, "Ritornello-Timeout": "0.2"}
+        assert (await caller.post(NEW, b"a", headers=headers)).problem[0] == 504
+    other = {"Ritornello-Consumer": "worker-2"}
+    assert (await caller.post("/v1/sessions/1/touch", headers=other, epoch=1)).status == 200
+    late[0](Created(1, 1, 1, created=True))  # now that node hears of it
+    await asyncio.sleep(0.1)
+    assert (await caller.get("/v1/sessions/1")).json["phase"] == "active"
 
 
 async def test_a_verdict_that_is_refused_when_its_time_is_over_is_given_back(

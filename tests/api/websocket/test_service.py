@@ -537,6 +537,62 @@ async def test_what_is_lost_before_the_answer_that_resumes_it_is_told_in_that(
         assert (first.pushes, second.pushes) == ([], [])
 
 
+async def test_what_is_taken_back_before_the_answer_that_gives_it_is_no_loss(
+    node: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with connect(node) as first, connect(node) as second:
+        created = await first.ask("new", theme=THEME)
+        other = await second.ask("new", theme=THEME)
+        held = {"id": created["id"], "epoch": 1}
+        touches = [{"op": "touch", **held}, {"op": "touch", "id": other["id"], "epoch": 1}]
+        await failing_claims(node, first.hello["consumer"], 2, monkeypatch)
+        asked = first.request("txn", operations=touches, idempotency_key="a")
+        await first.send(asked)  # the second claim is tried again in a while
+        await asyncio.sleep(0.1)
+        assert "error" not in (await second.ask("resume", sessions=[held]))["sessions"][0]
+        assert "error" not in (await first.ask("resume", sessions=[held]))["sessions"][0]
+        await first.answer(asked["seq"])
+        assert (await first.ask("append", **held, text="x"))["revision"] == 2
+        assert first.pushes == []
+        assert (await first.ask("heartbeat"))["held"] == 2
+
+
+async def test_what_was_held_before_and_is_lost_while_it_is_resumed_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = new_token()
+    tokens = entry(text, "worker", '["operate"]', f"themes = [{THEME}]")
+    async with (
+        server(tmp_path, tokens=tokens) as node,
+        connect(node, token=text) as first,
+        connect(node, token=text) as second,
+    ):
+        created = await first.ask("new", theme=THEME)
+        gateway = node.front.gateway
+        read, waiting, submit = gateway.read, [], gateway.submit
+
+        def unreliable(encoded: bytes, callback: Callable[[Any], object], **given: Any) -> None:
+            if encoded[1] == Touch.code:
+                callback(TimedOut(was_sent=False, waited_ms=1))
+            else:
+                submit(encoded, callback, **given)
+
+        monkeypatch.setattr(gateway, "read", lambda *a, **given: waiting.append((a, given)))
+        monkeypatch.setattr(gateway, "submit", unreliable)
+        held, unknown = ({"id": one, "epoch": 1} for one in (created["id"], "ff"))
+        asked = first.request("resume", sessions=[held, unknown])
+        await first.send(asked)
+        await until(lambda: waiting)
+        monkeypatch.setattr(gateway, "read", read)
+        monkeypatch.setattr(gateway, "submit", submit)
+        await second.ask("remove", **held)
+        for arguments, given in waiting:
+            read(*arguments, **given)
+        answer = await first.answer(asked["seq"])
+        assert answer["sessions"][0]["error"]["code"] == "timed_out"
+        assert (await first.push("lease_lost"))["id"] == created["id"]
+
+
 async def test_who_touches_what_ends_in_the_same_batch_is_told(node: Running) -> None:
     async with connect(node) as first, connect(node) as second, connect(node) as third:
         created = await first.ask("new", theme=THEME, repeat_after=100)
@@ -632,6 +688,7 @@ async def test_credit_that_could_never_be_served_is_refused_or_served_in_parts(
 ) -> None:
     error = await ws.error("credit", themes=list(range(257)), count=1)
     assert (error["code"], error["limit"]) == ("limit_exceeded", "acquire_themes")
+    await ws.ask("credit", themes=[OTHER] * 257, count=1)  # that is one theme
     await do(node, SetLimits((("acquire_count", 2),)))
     await ws.ask("credit", themes=[THEME], count=5)
     for _ in range(5):
