@@ -163,6 +163,7 @@ async def _run(
     if running is not None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, running.cancel)
     async with given.async_client(prefer) as client:
+        await client.theme(theme)  # if no node answers, there is nothing to measure
         counts = _Counts([])
         is_over = False
 

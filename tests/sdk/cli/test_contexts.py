@@ -133,6 +133,8 @@ def test_a_cluster_that_is_named_is_meant_whatever_variables_say(
         monkeypatch.setenv("RITORNELLO_CA_FILE", str(trusted))
         assert shell("-c", "bare", "status", url="").status == 0
         assert shell("-c", "live", "--timeout", "0.3", "status", url=NOWHERE).status == 5
+        bench = shell("-c", "live", "--timeout", "0.3", "bench", "--seconds", "0.1", url=NOWHERE)
+        assert (bench.status, bench.out) == (5, "")
 
 
 def test_tokens(shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
