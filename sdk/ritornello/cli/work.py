@@ -221,10 +221,7 @@ async def run(session: Session, command: tuple[str, ...]) -> Verdict:
         begun = await asyncio.shield(beginning)
     except asyncio.CancelledError:
         # Cancelled itself, it might wait for ever for pipes that are not there yet (CPython 3.11).
-        await asyncio.wait((beginning,))
-        if beginning.exception() is None:
-            await _end(beginning.result().process)
-            beginning.result().transport.close()
+        await asyncio.shield(_abandon(beginning))
         raise
     except (OSError, ValueError) as error:  # ValueError: a key with a zero byte in it
         why = error.strerror if isinstance(error, OSError) else error
@@ -242,6 +239,14 @@ async def run(session: Session, command: tuple[str, ...]) -> Verdict:
     if said:
         await session.append(said)
     return _verdict(command[0], process.returncode or 0)
+
+
+async def _abandon(beginning: "asyncio.Future[_Run]") -> None:
+    """End a command that has not quite begun."""
+    await asyncio.wait((beginning,))
+    if beginning.exception() is None:
+        await _end(beginning.result().process)
+        beginning.result().transport.close()
 
 
 def _verdict(name: str, status: int) -> Verdict:

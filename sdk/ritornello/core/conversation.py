@@ -112,6 +112,7 @@ class Conversation:
             held.moved_s = self._now()
         error = self._turns.ask(request)
         if error is not None:
+            count_failure(request)
             self.tell(request, error)
 
     def _refusal(self, request: Request) -> RitornelloError | None:
@@ -142,6 +143,7 @@ class Conversation:
         request.is_over = True
         if was_asked and request.held and not request.may_be_done:
             self._turns.withdraw(request)
+        self._look_at_spared(request)
 
     def leave(self, held: Held) -> None:
         """Take note that nobody works on a session any more: it ends as it was told, or so."""
@@ -196,8 +198,17 @@ class Conversation:
 
     def give_back_unowned(self, held: Held) -> None:
         """Store a session that came to nobody, unless somebody works on it already."""
-        if not held.owners and not any(_resumes(one, held) for one in self._open):
+        held.is_spared = any(_resumes(one, held) for one in self._open)
+        if not held.owners and not held.is_spared:
             self.give_back(held)
+
+    def _look_at_spared(self, request: Request) -> None:
+        """It has ended without an answer: give back what was spared for its sake."""
+        if request.op != "resume" or request.is_own:
+            return
+        for held in list(self.held.values()):
+            if held.is_spared and _resumes(request, held):
+                self.give_back_unowned(held)
 
     def _end_it(self, held: Held, fields: dict[str, Any]) -> None:
         """Give a verdict that nobody waits for, of a session that nobody works on."""
@@ -461,6 +472,8 @@ class Conversation:
             request.is_over = True
             done, request.done = request.done, nobody  # whoever waited is let go
             done(result)
+            if not isinstance(result, Message):
+                self._look_at_spared(request)
 
     def _succeeded(self, request: Request, message: Message) -> None:
         if request.gives:
@@ -712,7 +725,8 @@ class Conversation:
             return
         verdict = held.current
         if verdict is not None and is_asked_again(verdict):
-            return  # it may have ended it by itself, and its answer tells
+            self._turns.lose_later(held, held.lost(message.cause, "the session was taken away"))
+            return
         if verdict is None or not verdict.is_verdict or not verdict.doubts:
             detail = f"the session was taken away ({message.cause})"
             self._turns.lose(held, held.lost(message.cause, detail))
@@ -732,7 +746,7 @@ def _show_revisions(request: Request) -> None:
 
 
 def _resumes(request: Request, held: Held) -> bool:
-    """Whether it asks for a session, in the epoch in which that is held already."""
+    """Whether a request asks for a session, in the epoch in which that is held already."""
     if request.op != "resume":
         return False
     shown = {"id": held.id, "epoch": held.epoch}

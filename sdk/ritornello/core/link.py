@@ -265,13 +265,13 @@ class Link:
             while not reading.done():
                 self._changed.clear()
                 self._tick()
+                if conversation.has_forsaken:
+                    why = "a session was given up that it would keep"
+                    break
                 while (frame := conversation.take()) is not None:
                     await socket.ws.send_bytes(frame)
                 if conversation.is_unheard:
                     why = "the node renews no leases"
-                    break
-                if conversation.has_forsaken:
-                    why = "a session was given up that it would keep"
                     break
                 if conversation.is_draining and not (is_draining and moving):
                     is_draining = True

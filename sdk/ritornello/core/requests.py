@@ -177,10 +177,12 @@ class Held:
         "is_left",
         "is_over",
         "is_resumed",
+        "is_spared",
         "lease_s",
         "loss",
         "moved_s",
         "owners",
+        "presumed_loss",
         "revision",
         "since_s",
         "waiting",
@@ -209,11 +211,14 @@ class Held:
         # nothing of the request that found it. Until a change was done for certain.
         self.is_doubtful = False
         self.owners = 0  # objects by which users work on it
+        # A `resume` of it that is open may yet be answered: so nobody's it is not given back.
+        self.is_spared = False
         self.is_left = False  # nobody works on it: a verdict that fails is followed by another
         self.is_resumed = True  # over the connection that there is
         self.was_given_back = False  # once, at most: what is refused for good is not said again
         self.is_over = False
         self.loss: LeaseLost | None = None  # why, if not by a verdict
+        self.presumed_loss: LeaseLost | None = None  # if a transaction in doubt has not ended it
         self.watchers: tuple[Callable[[LeaseLost], None], ...] = ()  # told when it is lost
         self.begun_s = since_s  # when somebody began to work on it
         self.moved_s = since_s  # when something was asked of it

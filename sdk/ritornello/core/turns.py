@@ -10,6 +10,7 @@
 - A transaction takes its turn at all its sessions at once.
 """
 
+from collections.abc import Iterable
 from typing import Protocol
 
 from ritornello import limits
@@ -71,14 +72,13 @@ class Turns:
     # From callers
 
     def ask(self, request: Request) -> RitornelloError | None:
-        """Let a request wait for its turn; the error if it never comes."""
+        """Let a request wait for its turn; the error if it never comes, which counts as failure."""
         for held in request.held:
             is_taken = held.loss is not None and not request.is_unconditional
             if held.is_over or held.has_verdict or is_taken:
                 return held.over()
         for held, seen in zip(request.held, request.seen_failures, strict=False):
             if seen < held.failures:
-                _note_failures(request)  # now its caller is told that something has failed
                 return _skipped()
         for held in request.held:
             held.waiting.append(request)
@@ -90,12 +90,11 @@ class Turns:
     def withdraw(self, request: Request) -> None:
         """Take out what was not done, and will not be; nobody waits for it.
 
-        What was said behind it is skipped, and is no failure: its caller knows what he has done.
+        That is no failure: its caller knows what he has done. What was said behind it is skipped.
         """
         behind = self._behind(request)
         self._leave_out(request, *behind)
-        for one in behind:
-            self._host.tell(one, _skipped())
+        self._skip(behind)
         self._go_on_without(request, *behind)
 
     def refuse(self, request: Request, error: RitornelloError) -> None:
@@ -115,13 +114,8 @@ class Turns:
 
     def go_on(self, held: Held) -> None:
         """Have the next request of a session sent, if it is its turn at all its sessions."""
-        while held.waiting and held.is_over:  # by a verdict in a transaction
-            request = held.waiting[0]
-            self._leave_out(request)
-            self._host.tell(request, held.over())
-            for one in request.held:
-                if one is not held:
-                    self.go_on(one)
+        if held.is_over:  # by a verdict in a transaction
+            self._tell_over(held)
         if not held.waiting:
             return
         request = held.waiting[0]
@@ -138,6 +132,7 @@ class Turns:
     def resumed(self, held: Held, revision: int) -> None:
         """It is held over a new connection, and this is its revision."""
         held.is_resumed = True
+        held.presumed_loss = None
         request = held.current
         if request is None:
             held.revision = revision
@@ -174,34 +169,45 @@ class Turns:
     def over(self, held: Held, error: RequestError) -> None:
         """The cluster says that a session is over: by its verdict, or in another way."""
         verdict = held.current
+        cause = "removed" if isinstance(error, SessionNotFound) else "unknown"
+        loss = held.lost(cause, error.detail)
         if verdict is not None and is_asked_again(verdict):
-            held.is_resumed = True  # as far as that goes: its answer tells what became of it
+            self.lose_later(held, loss)
+            held.is_resumed = True  # as far as that goes
             if all(one.is_resumed for one in verdict.held):
                 self._host.queue(verdict)
         elif verdict is not None and verdict.is_verdict and verdict.doubts:
             self._settle(held, verdict, error)
         else:
-            cause = "removed" if isinstance(error, SessionNotFound) else "unknown"
-            self.lose(held, held.lost(cause, error.detail))
+            self.lose(held, loss)
+
+    def lose_later(self, held: Held, loss: LeaseLost) -> None:
+        """It is lost, unless a transaction in doubt has ended it: that is told by its answer."""
+        held.presumed_loss = loss
 
     def lose(self, held: Held, loss: LeaseLost) -> None:
         """A session is over, and not by a verdict: whoever works on it is told."""
         if held.is_over:
             return
         self._end(held)
+        is_told = held.loss is not None  # it was overdue
         held.loss = loss
+        self._tell_over(held)
+        if not is_told:
+            held.tell_loss(loss)
+
+    def _tell_over(self, held: Held) -> None:
+        """Do no more of what was asked of a session that is over, nor of what is behind it."""
         theirs = [*held.waiting] if held.current is None else [held.current, *held.waiting]
         held.current = None
         held.waiting.clear()
+        left: list[Request] = []
         for request in theirs:
             if request.may_be_done:
                 for one in request.held:
                     one.is_doubtful = True
-            self._leave_out(request)
-            self._host.tell(request, held.over(request.outcome))
-        for one in dict.fromkeys(one for request in theirs for one in request.held):
-            self.go_on(one)
-        held.tell_loss(loss)
+            left += self._drop(request, held.over(request.outcome))
+        self._go_on_without(*theirs, *left)
 
     def looked(self, request: Request, found: Message | RitornelloError) -> None:
         """See whether a verdict is why its session is over."""
@@ -259,6 +265,13 @@ class Turns:
         request.results = results
         self._host.tell(request, message)
         self._free(request)
+        self._lose_presumed(request)
+
+    def _lose_presumed(self, request: Request) -> None:
+        """Its answer has come: what it has not ended was lost before."""
+        for held in request.held:
+            if held.presumed_loss is not None:
+                self.lose(held, held.presumed_loss)
 
     def _part_done(self, request: Request, held: Held, op: str, result: Result) -> None:
         held.revision = result.revision
@@ -296,24 +309,42 @@ class Turns:
                     held.revision = cause.current
             self._host.queue(request)
             return
-        for held in request.held:
-            if isinstance(cause, LeaseLost) and cause.session_id == held.id:
-                self.lose(held, held.lost("unknown", cause.detail))
+        operations = request.fields["operations"]
+        position = error.position if isinstance(error, TxnAborted) else None
+        lost_id = None
+        if isinstance(cause, _OVER):
+            lost_id = cause.fields.get("id")
+            if position is not None and position < len(operations):
+                lost_id = operations[position].get("id")
         self._fail(request, error)
+        for held in request.held:
+            if isinstance(cause, _OVER) and held.id == lost_id:
+                self.lose(held, held.lost("unknown", cause.detail))
+        self._lose_presumed(request)
 
     def _fail(self, request: Request, error: RitornelloError) -> None:
         """It is refused for good. What was said behind it is skipped, at all its sessions."""
-        skipped = self._behind(request)
-        count_failure(request)
         if error.outcome is Outcome.UNKNOWN:
             for held in request.held:
                 held.is_doubtful = True
-        self._leave_out(request, *skipped)
+        self._go_on_without(request, *self._drop(request, error))
+
+    def _drop(self, request: Request, error: RitornelloError) -> list[Request]:
+        """Take out what will not be done, and what was said behind it, at all its sessions.
+
+        Answers the latter.
+        """
+        behind = self._behind(request)
+        count_failure(request)
+        self._leave_out(request, *behind)
         self._host.tell(request, error)
-        for one in skipped:
+        self._skip(behind)
+        return behind
+
+    def _skip(self, requests: Iterable[Request]) -> None:
+        for one in requests:
             count_failure(one)
             self._host.tell(one, _skipped())
-        self._go_on_without(request, *skipped)
 
     def look_after(self, held: Held) -> None:
         """See to it that a session comes back that nobody works on, and has no verdict."""
@@ -402,10 +433,6 @@ def count_failure(request: Request) -> None:
     """Take note that it has failed for good: what was said in the belief that it would not."""
     for held in request.held:
         held.failures += 1
-    _note_failures(request)
-
-
-def _note_failures(request: Request) -> None:
     request.failure_numbers = tuple(held.failures for held in request.held)
 
 

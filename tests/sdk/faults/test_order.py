@@ -86,6 +86,43 @@ async def test_a_transaction_with_a_verdict_behind_what_was_refused(client: Clie
     await again.commit()
 
 
+async def test_a_verdict_behind_a_transaction_that_fails_at_another_session(
+    local: LocalServer, client: Client
+) -> None:
+    lost, kept = await client.new(THEME), await client.new(THEME)
+    async with local.client() as other:
+        await (await other.resume(lost.id, lost.epoch)).remove()
+        await asyncio.sleep(0.1)
+        together = client.txn()
+        together.append(lost, b"x")
+        together.append(kept, b"x")
+        commit = asyncio.ensure_future(together.commit())
+        await asyncio.sleep(0)
+        time.sleep(0.2)  # noqa: ASYNC251 - busy, as above
+        found = await asyncio.gather(commit, kept.remove(), return_exceptions=True)
+    assert [type(one) for one in found] == [LeaseLost, Skipped]
+    assert await phase(client, kept) == "active"
+    await kept.remove()
+
+
+async def test_a_verdict_behind_what_was_skipped_behind_what_was_withdrawn(
+    local: LocalServer, client: Client
+) -> None:
+    session = await client.new(THEME)
+    with local.faults.delay(0.3, of="touch"):
+        touch = asyncio.ensure_future(session.touch())
+        first, second = (asyncio.ensure_future(session.append(one)) for one in (b"a", b"b"))
+        await asyncio.sleep(0.1)
+        first.cancel()
+        await asyncio.sleep(0)
+        time.sleep(0.1)  # noqa: ASYNC251 - busy, as above
+        remove = asyncio.ensure_future(session.remove())
+        found = await asyncio.gather(touch, second, remove, return_exceptions=True)
+    assert [type(one) for one in found] == [type(None), Skipped, Skipped]
+    assert await phase(client, session) == "active"
+    await session.remove()
+
+
 # Whoever is told goes on
 
 
@@ -155,6 +192,21 @@ async def test_who_asks_for_a_session_again_keeps_it_when_the_first_answer_comes
                 await mine.remove()
 
 
+async def test_what_is_spared_for_a_resume_that_ends_without_an_answer_is_given_back(
+    local: LocalServer, client: Client
+) -> None:
+    session = await client.new(THEME, key="spared")
+    async with local.client(Options(close_s=0.5, backoff_max_s=0.2)) as other:
+        with local.faults.delay(0.3, of="resume"):
+            for after_s in (0.1, 0.3):  # the second one is open when the first one's answer comes
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(resumed(other, session), after_s)
+            local.faults.cut()
+        async with asyncio.timeout(10):
+            while await phase(client, session) == "active":  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+
+
 async def resumed(client: Client, session: Session) -> Session:
     return await client.resume(session.id, session.epoch)
 
@@ -178,6 +230,44 @@ async def test_all_who_work_on_a_session_are_told_that_it_is_lost(
     async with asyncio.timeout(10):
         found = await asyncio.gather(*working, return_exceptions=True)
     assert [type(one) for one in found] == [LeaseLost, LeaseLost]
+
+
+async def test_who_works_on_what_was_lost_while_a_transaction_was_in_doubt_is_told(
+    local: LocalServer, client: Client
+) -> None:
+    async with local.client() as other:
+        session = await client.new(THEME)
+        await other.get(session.id)  # it is connected
+        with pytest.raises(LeaseLost):
+            async with session, asyncio.timeout(10):
+                refusing = local.faults.refuse()
+                together = client.txn()
+                together.append(session, b"x")
+                with local.faults.drop(of="txn"):
+                    commit = asyncio.ensure_future(together.commit())
+                    await asyncio.sleep(0.2)
+                await (await other.resume(session.id, session.epoch)).remove()
+                refusing.end()
+                await commit  # it was done, and its key tells so
+                await asyncio.sleep(20)
+
+
+async def test_a_body_is_cancelled_once(local: LocalServer, client: Client) -> None:
+    """It was taken away because it took too long, and then its lease ends, too."""
+    theme, is_clean = 112, False
+    await client.set_policy(theme, lease_ms=1000)
+    with pytest.raises(LeaseLost):
+        async with client.new(theme) as session:
+            session.bound(total=0.3)
+            refusing = local.faults.refuse()
+            local.faults.cut()
+            try:
+                await asyncio.sleep(20)
+            finally:
+                await asyncio.sleep(1.5)
+                is_clean = True
+    refusing.end()
+    assert is_clean
 
 
 @pytest.mark.parametrize("is_out", [False, True])
