@@ -12,7 +12,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from api import tracecontext
 from api.identifiers import key_text, session_text
-from state import Acquired, Cause, Created, Done, Phase, Result, Session, Stored
+from state import Acquired, Cause, Created, Phase, Result, Session, Stored
 
 Seq = int | UnsetType
 
@@ -141,7 +141,7 @@ _CAUSES = {int(cause): cause.name.lower() for cause in Cause}
 
 
 def answer_of(result: Result, seq: Seq = UNSET) -> Answer:
-    """What a client is told of an operation that was done."""
+    """What a client is told of one operation that was done; of several see `Gateway.answer`."""
     return _BY_TYPE[type(result)](result, seq)
 
 
@@ -178,16 +178,11 @@ def _acquired(result: Acquired, seq: Seq) -> Answer:
     )
 
 
-def _done(result: Done, seq: Seq) -> Answer:
-    return TxnAnswer(seq=seq, results=[answer_of(one) for one in result.results])
-
-
 _BY_TYPE: dict[type, Callable[[Any, Seq], Answer]] = {
     int: _revision,
     Created: _created,
     Stored: _stored,
     Acquired: _acquired,
-    Done: _done,
     type(None): lambda _, seq: DoneAnswer(seq=seq),
 }
 

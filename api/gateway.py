@@ -10,17 +10,20 @@ called, and may be read in the same turn of the loop only where it says so.
 
 from collections.abc import Callable, Iterable, Iterator
 from heapq import nsmallest
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
+
+from msgspec import UNSET
 
 from api.answers import (
     AcquiredAnswer,
     CreatedAnswer,
+    Seq,
     SessionView,
     TxnAnswer,
+    answer_of,
     cause_name,
     view_of,
 )
-from api.identifiers import session_number
 from cluster import Node, NodeSettings, Status
 from cluster.meters import NodeMeters, Survey
 from cluster.queues import Callback
@@ -29,14 +32,12 @@ from state.errors import LeaseLost, SessionNotFound
 from state.limits import Limits
 from state.operations import Target
 from state.policy import DEFAULT_POLICY
-from state.results import Acquired
+from state.results import Acquired, Done
 
 REMOVED = "removed"  # the cause of the end of a session that is gone
 NAMED = b"~/"  # begins the names that callers over HTTP give themselves; no node is called so
 
 _ENDS = frozenset((EventKind.STORED, EventKind.PARKED, EventKind.REMOVED))
-
-A = TypeVar("A")
 
 ViewCallback = Callable[[SessionView | Failure | None], object]
 AcquiredCallback = Callable[[list[SessionView] | Failure], object]
@@ -210,13 +211,15 @@ class Gateway:
             return 0
         return self.lease_ms(session_id)
 
-    def with_leases(self, answer: A, consumer: bytes | None) -> A:
-        """Say of what a transaction has handed out whether it is this consumer's still."""
-        for one in answer.results if isinstance(answer, TxnAnswer) else ():
-            if isinstance(one, CreatedAnswer | AcquiredAnswer) and one.epoch:
-                session_id = session_number(one.id) or 0
-                one.lease_ms = self.held_ms(session_id, one.epoch, consumer)
-        return answer
+    def answer(self, done: Done, consumer: bytes | None, seq: Seq = UNSET) -> TxnAnswer:
+        """The answer of a transaction: it says of each session whether it is this consumer's."""
+        results: list[Any] = []
+        for one in done.results:
+            answer = answer_of(one)
+            if isinstance(answer, CreatedAnswer | AcquiredAnswer) and answer.epoch:
+                answer.lease_ms = self.held_ms(one.session_id, one.epoch, consumer)
+            results.append(answer)
+        return TxnAnswer(seq=seq, results=results)
 
     def lease_ms(self, session_id: int) -> int:
         """The lease of an active session; 0 if it is not."""

@@ -168,9 +168,7 @@ class Operator:
         if step.together is not None:
             step.together.arrive()
             return
-        encoded = step.encoded
-        if step.unclaimed is not None and step.asker is not None and step.asker.is_gone:
-            encoded = step.unclaimed()
+        encoded = _encoded_now(step.encoded, step.unclaimed, step.asker)
         self._operators.gateway.submit(encoded, self._answered, is_ending=step.is_ending)
 
     def _answered(self, result: Result) -> None:
@@ -277,7 +275,7 @@ class Operator:
         self._operators.gateway.submit(self._current.encoded, answered, is_ending=True)
 
     def _give_up_unheard(self, steps: Iterable[Step], failure: Failure) -> None:
-        """Do so for what was said over HTTP, and is refused when its caller has left."""
+        """Give up a verdict that came over HTTP, and is refused when its caller has left."""
         if self.has_ended or self.consumer is not None:
             return
         for step in steps:
@@ -447,9 +445,7 @@ class _Together:
         timeout_ms = self._timeout_ms
         if timeout_ms is not None:
             timeout_ms = max(round((self._end_s - self._operators.time()) * 1000), 1)
-        encoded = self._encoded
-        if self._unclaimed is not None and self.asker is not None and self.asker.is_gone:
-            encoded = self._unclaimed()
+        encoded = _encoded_now(self._encoded, self._unclaimed, self.asker)
         submit = self._operators.gateway.submit
         submit(
             encoded,
@@ -805,6 +801,15 @@ class Operators:
         for operator in list(self._by_session.values()):
             if self.gateway.epoch(operator.session_id) != operator.epoch:
                 operator.on_over()
+
+
+def _encoded_now(
+    encoded: bytes, unclaimed: Callable[[], bytes] | None, asker: Consumer | None
+) -> bytes:
+    """What is sent when its turn comes: who is gone by then claims nothing."""
+    if unclaimed is not None and asker is not None and asker.is_gone:
+        return unclaimed()
+    return encoded
 
 
 def _must_insist(step: Step, failure: Failure) -> bool:

@@ -6,7 +6,7 @@ from functools import partial
 from aiohttp import web
 
 from api import requests as ask
-from api.answers import SessionsAnswer, SessionView, answer_of
+from api.answers import SessionsAnswer, SessionView
 from api.http import bodies
 from api.http.calls import EPOCH, NOT_FOUND, Call, is_known
 from api.identifiers import session_number
@@ -227,9 +227,8 @@ async def transact(call: Call) -> web.Response:
     abandoned = partial(_give_back, call) if asked.idempotency_key is None else None
     asked.name_by_id(call.front.operators.named)
     encoded = asked.encoded(call.consumer)
-    result = await call.transact(asked.shown, encoded, len(asked.operations), abandoned)
-    if isinstance(result, Done):
-        for one in result.results:
-            if isinstance(one, Created | Acquired) and one.epoch:
-                call.front.operators.operate(one.session_id, one.epoch)
-    return call.answer(call.front.gateway.with_leases(answer_of(result), call.consumer))
+    result: Done = await call.transact(asked.shown, encoded, len(asked.operations), abandoned)
+    for one in result.results:
+        if isinstance(one, Created | Acquired) and one.epoch:
+            call.front.operators.operate(one.session_id, one.epoch)
+    return call.answer(call.front.gateway.answer(result, call.consumer))

@@ -635,8 +635,7 @@ class Service:
 
         def told() -> None:
             if isinstance(result, Done):
-                answer = answer_of(result, seq)
-                self._out.answer(self._gateway.with_leases(answer, self._consumer.name))
+                self._out.answer(self._gateway.answer(result, self._consumer.name, seq))
             else:
                 self._answered(seq, result)
             self._consumer.misses(missed)

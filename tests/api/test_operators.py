@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from api.gateway import NAMED
 from api.operators import (
     BACKOFF_MAX_S,
     RELEASE_PAGE,
@@ -372,13 +373,15 @@ def test_a_verdict_in_doubt_that_is_refused_in_the_end_lets_the_session_come_bac
     assert at.session().history[-1].reason == "its verdict was refused: revision_mismatch"
 
 
-@pytest.mark.parametrize("has_name", [False, True])
+@pytest.mark.parametrize("name", [b"~/http-worker", b"b/1/1", None])
 def test_a_verdict_over_http_that_is_refused_in_the_end_ends_what_heartbeats_would_keep(
-    at: Setting, *, has_name: bool
+    at: Setting, *, name: bytes | None
 ) -> None:
-    """Its consumer is a name, by which somebody else may show signs of life for ever."""
-    consumer = b"~/http-worker" if has_name else None
-    (created,) = at.cluster.do(op.New(THEME, consumer=consumer))
+    """Under a name of HTTP, by which anybody may show signs of life for ever.
+
+    But a consumer that is connected to another node knows nothing of the verdict.
+    """
+    (created,) = at.cluster.do(op.New(THEME, consumer=name))
     operator = at.operators.begin(created.session_id, 1, None)
     remove = encode(op.Remove(created.session_id, 1, if_revision=9))
     operator.ask(Step(remove, Answers(), is_verdict=True, is_ending=True))
@@ -386,22 +389,8 @@ def test_a_verdict_over_http_that_is_refused_in_the_end_ends_what_heartbeats_wou
     at.node.sent.clear()
     at.cluster.loop.advance(0.2)
     at.node.commit_all()
-    assert at.phase(created.session_id) is (Phase.STORED if has_name else Phase.ACTIVE)
-
-
-def test_a_strangers_verdict_that_is_refused_in_the_end_takes_no_session_from_its_holder(
-    at: Setting,
-) -> None:
-    holder = at.cluster.node("b").consumer(b"1")  # connected to another node
-    (created,) = at.cluster.do(op.New(THEME, consumer=holder))
-    operator = at.operators.begin(created.session_id, 1, None)
-    remove = encode(op.Remove(created.session_id, 1, if_revision=9))
-    operator.ask(Step(remove, Answers(), is_verdict=True, is_ending=True))
-    at.node.expire()
-    at.node.sent.clear()
-    at.cluster.loop.advance(0.2)
-    at.node.commit_all()
-    assert at.phase(created.session_id) is Phase.ACTIVE
+    is_kept = name is None or not name.startswith(NAMED)
+    assert at.phase(created.session_id) is (Phase.ACTIVE if is_kept else Phase.STORED)
 
 
 @pytest.mark.parametrize("name", [b"~/http-worker", None])

@@ -412,7 +412,7 @@ async def test_what_was_done_once_under_a_key_ends_nothing_else(
         assert (operator.has_ended, holder.pushes) == (False, [])
 
 
-async def failing_claims(node: Running, consumer: str, which: int, patch: Any) -> None:
+def failing_claims(node: Running, consumer: str, which: int, patch: Any) -> None:
     """Have one of a consumer's claims fail for a moment, and be tried again 0.3 s later."""
     gateway, operators, count = node.front.gateway, node.front.operators, 0
     submit = gateway.submit
@@ -443,7 +443,7 @@ async def test_a_claim_that_is_tried_again_takes_nothing_from_who_came_later(
         await before.socket.close(code=4000)
     async with connect(node) as first:
         await first.ask("heartbeat")
-        await failing_claims(node, first.hello["consumer"], 1, monkeypatch)
+        failing_claims(node, first.hello["consumer"], 1, monkeypatch)
         await first.send(first.request("new", **request))
         await until(lambda: len(node.front.connections) == 1)
         await asyncio.sleep(0.05)
@@ -465,7 +465,7 @@ async def test_a_claim_that_is_tried_again_takes_nothing_from_who_resumed_meanwh
         await before.socket.close(code=4000)
     async with connect(node) as first, connect(node) as second:
         await first.ask("heartbeat")
-        await failing_claims(node, first.hello["consumer"], 1, monkeypatch)
+        failing_claims(node, first.hello["consumer"], 1, monkeypatch)
         asked = first.request("new", **request)
         await first.send(asked)
         await asyncio.sleep(0.05)
@@ -483,7 +483,7 @@ async def test_what_is_lost_before_the_answer_that_gives_it_is_told_behind_that(
     new = {"op": "new", "theme": THEME}
     request = {"operations": [new, new], "idempotency_key": "a"}
     async with connect(node) as first, connect(node) as second:
-        await failing_claims(node, first.hello["consumer"], 2, monkeypatch)
+        failing_claims(node, first.hello["consumer"], 2, monkeypatch)
         asked = first.request("txn", **request)
         await first.send(asked)
         await asyncio.sleep(0.1)
@@ -502,13 +502,20 @@ async def test_what_is_lost_before_the_answer_that_gives_it_is_told_behind_that(
         assert (first.pushes, second.pushes) == ([], [])
 
 
-async def test_what_is_lost_before_the_answer_that_resumes_it_is_told_in_that(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+async def limited(tmp_path: Path) -> AsyncIterator[tuple[Running, str]]:
+    """A node, and a token for one theme: of unknown sessions the theme has to be read first."""
     text = new_token()
     tokens = entry(text, "worker", '["operate"]', f"themes = [{THEME}]")
+    async with server(tmp_path, tokens=tokens) as node:
+        yield node, text
+
+
+async def test_what_is_lost_before_the_answer_that_resumes_it_is_told_in_that(
+    limited: tuple[Running, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, text = limited
     async with (
-        server(tmp_path, tokens=tokens) as node,
         connect(node, token=text) as before,
         connect(node, token=text) as first,
         connect(node, token=text) as second,
@@ -518,7 +525,6 @@ async def test_what_is_lost_before_the_answer_that_resumes_it_is_told_in_that(
         await before.ask("remove", id=gone["id"], epoch=1)
         gateway = node.front.gateway
         read, waiting = gateway.read, []
-        # Of what session the second is has to be read, and that takes its time.
         monkeypatch.setattr(gateway, "read", lambda *a, **given: waiting.append((a, given)))
         held, unknown = ({"id": one["id"], "epoch": 1} for one in (created, gone))
         asked = first.request("resume", sessions=[held, unknown])
@@ -545,7 +551,7 @@ async def test_what_is_taken_back_before_the_answer_that_gives_it_is_no_loss(
         other = await second.ask("new", theme=THEME)
         held = {"id": created["id"], "epoch": 1}
         touches = [{"op": "touch", **held}, {"op": "touch", "id": other["id"], "epoch": 1}]
-        await failing_claims(node, first.hello["consumer"], 2, monkeypatch)
+        failing_claims(node, first.hello["consumer"], 2, monkeypatch)
         asked = first.request("txn", operations=touches, idempotency_key="a")
         await first.send(asked)  # the second claim is tried again in a while
         await asyncio.sleep(0.1)
@@ -558,12 +564,10 @@ async def test_what_is_taken_back_before_the_answer_that_gives_it_is_no_loss(
 
 
 async def test_what_was_held_before_and_is_lost_while_it_is_resumed_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    limited: tuple[Running, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = new_token()
-    tokens = entry(text, "worker", '["operate"]', f"themes = [{THEME}]")
+    node, text = limited
     async with (
-        server(tmp_path, tokens=tokens) as node,
         connect(node, token=text) as first,
         connect(node, token=text) as second,
     ):
