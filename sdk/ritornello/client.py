@@ -219,15 +219,16 @@ class Client:
         async def begin() -> Session:
             request = self._calls.resume(id, epoch, timeout)
             await self._ask(request)
-            held = resumed(request)
-            reading = self._calls.get(id, stale=False, timeout=timeout)
-            reading.deadline_s = request.deadline_s
             try:
-                view = session_of(await self._ask(reading))
+                held = resumed(request)
+                reading = self._calls.get(id, stale=False, timeout=timeout)
+                reading.deadline_s = request.deadline_s
+                session = Session(self.front, held, session_of(await self._ask(reading)))
             except BaseException:
                 self._core.give_back_all(request)
                 raise
-            return Session(self.front, held, view)
+            self._core.taken(request)
+            return session
 
         return Opening(begin)
 

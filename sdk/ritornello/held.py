@@ -220,7 +220,7 @@ class HeldSession:
         if self._has_verdict or held.has_verdict:
             self._core.leave(held)  # it may be refused yet
             return
-        self._core.give_back(held, "nobody works on it any more")
+        self._core.give_back_unowned(held, "nobody works on it any more")
         with contextlib.suppress(Exception):  # where warnings are errors nobody could catch it
             warnings.warn(
                 f"session {held.id} was forgotten without a verdict, and is stored",

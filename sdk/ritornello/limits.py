@@ -21,6 +21,8 @@ UNHEARD_PER_LEASE = 0.5  # a node that renews no lease for so much of it is left
 FOLLOW_S = 15.0  # between two looks at who leads, if it is the leader that is preferred
 BACKOFF_MIN_S = 0.05
 BACKOFF_MAX_S = 5.0
+STEADY_S = 1.0  # a connection that ends sooner counts as a failure to connect
+FORSAKEN_S = 5.0  # of a connection, for what is held to be resumed before it may have to end
 
 REQUESTS_MAX = 65_536  # that a client has without an answer, the waiting ones included
 FRAME_BYTES = 4 << 20  # until the server has said what it takes

@@ -70,8 +70,8 @@ class Conversation:
         self.on_session: OnSession | None = None
         self.is_connected = False
         self.is_draining = False  # the node is about to stop; it serves what is held until then
-        # A session was given up that signs of life over this connection would keep: it has to end.
-        self.has_forsaken = False
+        self._has_forsaken = False  # a session was given up that signs of life would keep
+        self._begun_s = 0.0  # when this connection began
         self.node = ""  # as it calls itself
         self.trouble = ""  # why there is no connection
         self._connections = 0  # that there were
@@ -98,6 +98,7 @@ class Conversation:
 
     def ask(self, request: Request) -> None:
         """Have a request done; its `done` is called when that is known, or its time is over."""
+        request.is_asked = True
         error = self._refusal(request)
         if error is not None:
             count_failure(request)
@@ -132,6 +133,8 @@ class Conversation:
 
         But what ends a session is done, whoever waits for it, or the session comes back otherwise.
         """
+        if request.is_verdict and not request.is_asked:
+            self.ask(request)  # whoever gave it was interrupted as he did
         if request.is_verdict:
             for held in request.held:
                 self.leave(held)
@@ -196,11 +199,11 @@ class Conversation:
             fields["reason"] = reason
         self._end_it(held, fields)
 
-    def give_back_unowned(self, held: Held) -> None:
-        """Store a session that came to nobody, unless somebody works on it already."""
+    def give_back_unowned(self, held: Held, reason: str = "") -> None:
+        """Store a session that came to nobody, unless somebody works on it, or is about to."""
         held.is_spared = any(_resumes(one, held) for one in self._open)
-        if not held.owners and not held.is_spared:
-            self.give_back(held)
+        if not (held.owners or held.takers or held.is_spared):
+            self.give_back(held, reason)
 
     def _look_at_spared(self, request: Request) -> None:
         """It has ended without an answer: give back what was spared for its sake."""
@@ -275,6 +278,17 @@ class Conversation:
         return self.is_connected and all(one.is_resumed for one in self.held.values())
 
     @property
+    def has_to_end(self) -> bool:
+        """Whether the connection has to end, as it would keep what was given up.
+
+        Not before all else is held over it, or has had time for that: it would begin anew over the
+        next one, and what is given up one after the other would end one after the other.
+        """
+        if not self._has_forsaken:
+            return False
+        return self.is_resumed or self._now() >= self._begun_s + limits.FORSAKEN_S
+
+    @property
     def is_quiet(self) -> bool:
         """Whether no answer is on its way, but of what waits for sessions."""
         return all(one.until_s > 0 or one.is_own for one in self._sent.values())
@@ -287,7 +301,8 @@ class Conversation:
         self.is_draining = False
         self._connections += 1
         self.trouble = ""
-        self.has_forsaken = False
+        self._has_forsaken = False
+        self._begun_s = self._now()
         self._resume(list(self.held.values()))
         self._leases.begin()
         self._credit.begin()
@@ -590,11 +605,13 @@ class Conversation:
                 request.results = frames.results_of(message.sessions)
                 for one in request.results:
                     if one.error is None:
-                        request.given.append((self._hold(one, since_s), None))
+                        held = self._hold(one, since_s)
+                        held.takers += 1
+                        request.given.append((held, None))
             case _:
                 pass
         if request.is_over:
-            for held, _ in request.given:
+            for held in request.let_go():
                 self.give_back_unowned(held)
 
     def _hold(self, found: Message | Result, since_s: float) -> Held:
@@ -638,8 +655,8 @@ class Conversation:
             if held.expires_s <= now_s and not (verdict is not None and verdict.is_verdict):
                 detail = "no sign of life was answered for as long as its lease"
                 self._turns.lose(held, held.lost("stale", detail))
-                self.has_forsaken = self.is_connected
-                self._wake()
+                self._has_forsaken = self.is_connected
+                self.at(self._begun_s + limits.FORSAKEN_S, self._wake)
         ends = (one.expires_s for one in self.held.values() if one.expires_s > now_s)
         self._expiring_s = min(ends, default=FOREVER)
 

@@ -275,6 +275,11 @@ class Core:
         with contextlib.suppress(ClientClosed):
             self.post(lambda one: one.home.give_back(one, reason), held)
 
+    def give_back_unowned(self, held: Held, reason: str = "") -> None:
+        """The same, unless somebody works on it, or is about to."""
+        with contextlib.suppress(ClientClosed):
+            self.post(lambda one: one.home.give_back_unowned(one, reason), held)
+
     def leave(self, held: Held) -> None:
         """Take note that nobody works on a session any more."""
         with contextlib.suppress(ClientClosed):
@@ -284,11 +289,16 @@ class Core:
         """Store what came with the answer to a request that nobody waits for any more."""
 
         def give(request: Request) -> None:
-            for held, _ in request.given:
+            for held in request.let_go():
                 held.home.give_back_unowned(held)
 
         with contextlib.suppress(ClientClosed):
             self.post(give, request)
+
+    def taken(self, request: Request) -> None:
+        """Take note that the caller works on what came with the answer to a `resume`."""
+        with contextlib.suppress(ClientClosed):
+            self.post(Request.let_go, request)
 
     def watch(self, held: Held, on_lost: Callable[[LeaseLost], None]) -> None:
         """Have somebody told when a session is lost; in the core's thread."""

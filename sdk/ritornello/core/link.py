@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 import aiohttp
 from aiohttp import ClientWebSocketResponse, WSCloseCode, WSMsgType
 
+from ritornello import limits
 from ritornello.core import frames
 from ritornello.core.conversation import Conversation
 from ritornello.core.nodes import Nodes
@@ -143,20 +144,17 @@ class Link:
         while True:
             if socket is None:
                 socket = await self._try_to_connect(self._nodes)
-            if socket is None:
-                bound_s = self._options.backoff_min_s * 2 ** min(failures, 32)
-                failures += 1
-                await asyncio.sleep(
-                    self._chance.uniform(0, min(bound_s, self._options.backoff_max_s))
-                )
-                continue
-            failures = 0
-            try:
-                socket = await self._serve(socket)
-            except Exception:  # noqa: BLE001 - of whatever kind
-                # A defect, and no reason to leave everybody without a connection for ever.
-                _log.exception("a connection has failed by a defect, and another one is made")
-                socket = None
+            if socket is not None:
+                begun_s = self._loop.time()
+                socket = await self._serve_somehow(socket)
+                if socket is not None:
+                    continue
+                if self._loop.time() - begun_s >= limits.STEADY_S:
+                    failures = 0
+                    continue
+            bound_s = self._options.backoff_min_s * 2 ** min(failures, 32)
+            failures += 1
+            await asyncio.sleep(self._chance.uniform(0, min(bound_s, self._options.backoff_max_s)))
 
     async def _try_to_connect(self, nodes: Nodes) -> Socket | None:
         """Connect to the node that is to be tried first. None if it cannot be."""
@@ -248,6 +246,14 @@ class Link:
 
     # Connected
 
+    async def _serve_somehow(self, socket: Socket) -> Socket | None:
+        """The same as `_serve`; a defect there only ends the connection."""
+        try:
+            return await self._serve(socket)
+        except Exception:  # noqa: BLE001 - no reason to leave everybody without one for ever
+            _log.exception("a connection has failed by a defect, and another one is made")
+            return None
+
     async def _serve(self, socket: Socket) -> Socket | None:
         """Serve over a connection until it ends. Answers the next one, if there is one already."""
         conversation = self.conversation
@@ -265,7 +271,7 @@ class Link:
             while not reading.done():
                 self._changed.clear()
                 self._tick()
-                if conversation.has_forsaken:
+                if conversation.has_to_end:
                     why = "a session was given up that it would keep"
                     break
                 while (frame := conversation.take()) is not None:

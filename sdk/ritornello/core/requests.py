@@ -28,8 +28,8 @@ class Home(Protocol):
     def give_back(self, held: "Held", reason: str = "") -> None:
         """Store a session that nobody wants, as if it had not been handed out."""
 
-    def give_back_unowned(self, held: "Held") -> None:
-        """The same, unless somebody works on it."""
+    def give_back_unowned(self, held: "Held", reason: str = "") -> None:
+        """The same, unless somebody works on it, or is about to."""
 
     def leave(self, held: "Held") -> None:
         """Take note that nobody works on a session any more: it ends as it was told, or so."""
@@ -60,6 +60,7 @@ class Request:
         "given",
         "gives",
         "held",
+        "is_asked",
         "is_over",
         "is_own",
         "is_queued",
@@ -112,6 +113,7 @@ class Request:
         self.is_own = is_own  # of the client itself, and of this connection only
         self.seq = -1
         self.sent_s = 0.0
+        self.is_asked = False  # it came to where it is to be done, or refused
         self.is_queued = False  # in line to be sent
         self.is_sent = False  # on its way, over the connection that there is
         self.is_over = False  # its caller knows what became of it, or does not want to
@@ -130,6 +132,14 @@ class Request:
         if not self.is_over:
             self.is_over = True
             self.done(ClientClosed("the client is closed"))
+
+    def let_go(self) -> "list[Held]":
+        """The sessions that came with its answer, when its caller has them, or wants none."""
+        given, self.given = self.given, []
+        if self.op == "resume":
+            for held, _ in given:
+                held.takers -= 1
+        return [held for held, _ in given]
 
     @property
     def op(self) -> str:
@@ -185,6 +195,7 @@ class Held:
         "presumed_loss",
         "revision",
         "since_s",
+        "takers",
         "waiting",
         "was_given_back",
         "watchers",
@@ -211,6 +222,8 @@ class Held:
         # nothing of the request that found it. Until a change was done for certain.
         self.is_doubtful = False
         self.owners = 0  # objects by which users work on it
+        # Callers who were told that it is theirs, and have yet to work on it: they read it first.
+        self.takers = 0
         # A `resume` of it that is open may yet be answered: so nobody's it is not given back.
         self.is_spared = False
         self.is_left = False  # nobody works on it: a verdict that fails is followed by another

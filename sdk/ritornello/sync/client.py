@@ -219,7 +219,9 @@ class Client:
             held = resumed(request)
             reading = self._calls.get(id, stale=False, timeout=timeout)
             reading.deadline_s = request.deadline_s
-            return Session(self._core, held, session_of(self._ask(reading)))
+            session = Session(self._core, held, session_of(self._ask(reading)))
+            self._core.taken(request)
+            return session
 
         return self._given(request, read)
 

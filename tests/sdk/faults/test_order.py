@@ -1,12 +1,14 @@
 """What is said of a session is done in order, once, and whoever said it hears what became of it."""
 
 import asyncio
+import gc
 import time
 
 import pytest
 
 import ritornello.sync
-from ritornello import Client, Options, Session, WorkerOptions, limits
+from ritornello import Client, NoVerdictWarning, Opening, Options, Session, WorkerOptions, limits
+from ritornello.core.requests import Home, Request
 from ritornello.errors import (
     DeadlineExceeded,
     LeaseLost,
@@ -190,6 +192,59 @@ async def test_who_asks_for_a_session_again_keeps_it_when_the_first_answer_comes
                 assert mine.is_held
                 await mine.append(b"x")
                 await mine.remove()
+
+
+async def test_a_second_resume_that_reads_the_session_is_not_undone_by_the_first_one(
+    local: LocalServer, client: Client
+) -> None:
+    # The first one's caller leaves while the second one reads.
+    session = await client.new(THEME, key="read")
+    async with local.client(Options(close_s=0.5, backoff_max_s=0.2)) as other:
+        with local.faults.delay(0.5, 2, of="get"):
+            first = asyncio.ensure_future(resumed(other, session))
+            second = asyncio.ensure_future(resumed(other, session))
+            await asyncio.sleep(0.25)  # both are answered, and read
+            first.cancel()
+            async with await second as mine:
+                await asyncio.sleep(0.2)
+                assert mine.is_held
+                await mine.remove()
+        mine = await other.new(THEME, key="read")
+        with local.faults.delay(0.5, of="get"), pytest.warns(NoVerdictWarning):  # noqa: PT031
+            third = other.resume(mine.id, mine.epoch)
+            reading = asyncio.ensure_future(_opened(third))
+            await asyncio.sleep(0.25)
+            del mine
+            gc.collect()
+            await (await reading).remove()
+
+
+async def _opened(opening: Opening[Session]) -> Session:
+    return await opening
+
+
+@pytest.mark.parametrize("is_posted", [False, True])
+def test_a_verdict_that_is_interrupted_as_it_is_given_is_done(
+    still_client: ritornello.sync.Client, monkeypatch: pytest.MonkeyPatch, *, is_posted: bool
+) -> None:
+    core = still_client.core
+    ask = core.ask
+
+    def interrupted(request: Request, home: Home | None = None) -> None:
+        if is_posted:
+            ask(request, home)
+        raise KeyboardInterrupt
+
+    session = still_client.new(THEME)
+    with monkeypatch.context() as patch:
+        patch.setattr(core, "ask", interrupted)
+        with pytest.raises(KeyboardInterrupt), session:
+            session.remove()
+    end_s = time.monotonic() + 5
+    with pytest.raises(SessionNotFound):
+        while time.monotonic() < end_s:
+            still_client.get(session.id)
+            time.sleep(0.02)
 
 
 async def test_what_is_spared_for_a_resume_that_ends_without_an_answer_is_given_back(
