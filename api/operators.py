@@ -24,20 +24,30 @@ import logging
 import random
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from time import monotonic
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Protocol
 
-from api.answers import cause_name
 from api.budget import ErrorBudget
-from api.gateway import NAMED, REMOVED, Gateway, ended
+from api.gateway import NAMED, Gateway, ended
+from api.steps import (
+    SKIPPED,
+    Asker,
+    Step,
+    Together,
+    encoded_now,
+    end_of,
+    is_by_key,
+    is_unheard,
+    must_insist,
+    nobody,
+)
 from cluster.failures import TimedOut
 from cluster.queues import Callback
 from state import Applied, Cause, Failure, Outcome, Result, encode
-from state.codec import decode
 from state.errors import LimitExceeded
-from state.operations import Idempotent, Park, Release, Remove, Store, Target, field_names
+from state.operations import Release, Store, Target
 
 BACKOFF_MIN_S = 0.1
 BACKOFF_MAX_S = 5.0
@@ -51,62 +61,14 @@ Shown = tuple[Target, int | None, bool]
 CallLater = Callable[..., object]  # as that of a loop
 
 
-@dataclass(frozen=True, slots=True)
-class Skipped(Failure):
-    """An operation before this one, on the same session, had failed."""
-
-    code: ClassVar[str] = "skipped"
-
-    @property
-    def retryable(self) -> bool:
-        return True
-
-    def __str__(self) -> str:
-        return "an operation before this one, on the same session, has failed"
-
-
-SKIPPED = Skipped()
-
 RESUMED = "resumed"  # why a consumer lost a session, of which no history tells
-
-# Places in decoded operations, whose codes come first.
-_STORE_CAUSE = field_names(Store).index("cause") + 1
-_INSIDE = field_names(Idempotent).index("operation") + 1
 
 # What says that the session is not this operator's any more.
 _OVER = frozenset({"lease_lost", "session_not_found"})
 
 
-class Step(NamedTuple):
-    """One operation of an operator."""
-
-    encoded: bytes
-    callback: Callback
-    is_verdict: bool  # done, it ends the operator
-    is_ending: bool  # it is admitted when others are refused
-    asker: "Consumer | None" = None  # who asked for it, if that one is connected here
-    together: "_Together | None" = None  # the transaction that this is a part of
-    caller: "Caller | None" = None  # who waits for it, if that is nobody connected here
-    unclaimed: Callable[[], bytes] | None = None  # what is done instead if its asker is gone
-    is_overtaken: bool = False  # its session was taken anew while it is insisted on
-    holder: bytes | None = None  # while it is insisted on: whose its session was before
-
-
-class Caller:
-    """Whoever waits for one operation, with no connection that the node knows of."""
-
-    __slots__ = ("is_gone",)
-
-    def __init__(self) -> None:
-        self.is_gone = False  # it waits no more
-
-
-class Consumer(Protocol):
+class Consumer(Asker, Protocol):
     """Who directs operators."""
-
-    name: bytes  # as the cluster knows it
-    asked: int  # of what it has asked operators for, how much they are not done with
-    is_gone: bool  # it says nothing any more
 
     def on_held(self, operator: "Operator") -> None:
         """It has got a session."""
@@ -158,7 +120,7 @@ class Operator:
             self._waiting = deque((step,))
         else:
             self._waiting.append(step)
-        if self._is_insisting and step.callback is not _nobody:
+        if self._is_insisting and step.callback is not nobody:
             # What is before it has no end in time; so this has.
             timeout_s = self._operators.gateway.timeout_ms / 1000
             self._operators.call_later(timeout_s, self._late, step)
@@ -168,7 +130,7 @@ class Operator:
         if step.together is not None:
             step.together.arrive()
             return
-        encoded = _encoded_now(step.encoded, step.unclaimed, step.asker)
+        encoded = encoded_now(step.encoded, step.unclaimed, step.asker)
         self._operators.gateway.submit(encoded, self._answered, is_ending=step.is_ending)
 
     def _answered(self, result: Result) -> None:
@@ -191,11 +153,11 @@ class Operator:
     def _failed(self, step: Step, failure: Failure) -> None:
         self._operators.budget.spend(failure)
         skipped = self._take_waiting()
-        is_insisted = step.is_verdict and _must_insist(step, failure)
+        is_insisted = step.is_verdict and must_insist(step, failure)
         if is_insisted:
             # It stays the operator's own: tried until it is known, with nobody to tell.
             holder = self._operators.gateway.holder(self.session_id, self.epoch)
-            self._current = step._replace(callback=_nobody, holder=holder)
+            self._current = step._replace(callback=nobody, holder=holder)
             self._operators.again(0, self._insist)
         else:
             self._current = None
@@ -237,16 +199,16 @@ class Operator:
 
     def _has_ended_by(self, step: Step) -> bool:
         """Whether the session has ended as a verdict in doubt says: by it, or as good as that."""
-        return self._operators.gateway.cause(self.session_id) == _end_of(step.encoded)
+        return self._operators.gateway.cause(self.session_id) == end_of(step.encoded)
 
     @property
     def _is_insisting(self) -> bool:
-        return self._current is not None and self._current.callback is _nobody
+        return self._current is not None and self._current.callback is nobody
 
     def _insist(self, attempt: int) -> None:
         if self._current is None:
             return
-        if self.has_ended and _is_by_key(self._current.encoded):
+        if self.has_ended and is_by_key(self._current.encoded):
             # The key may be another session's by now, in the same epoch.
             step, self._current = self._current, None
             self._operators.done(step)
@@ -308,7 +270,7 @@ class Operator:
 
         Who is gone waits for no answer: what it has said keeps its turn.
         """
-        if _is_unheard(step):
+        if is_unheard(step):
             return
         waiting = self._waiting or ()
         if self._is_insisting and any(one is step for one in waiting):
@@ -320,7 +282,7 @@ class Operator:
         if self._waiting and self._current is None:
             self._begin(self._waiting.popleft())
 
-    def _take_waiting(self, start: "Step | _Together | None" = None) -> list[Step]:
+    def _take_waiting(self, start: Step | Together | None = None) -> list[Step]:
         """Take what waits out of the queue: all of it, or from a step, or behind a transaction.
 
         What has nobody to tell stays: it will be done all the same.
@@ -333,7 +295,7 @@ class Operator:
         is_behind = start is None
         for one in waiting:
             is_behind = is_behind or one is start
-            if one.callback is _nobody or not is_behind:
+            if one.callback is nobody or not is_behind:
                 if one.together is not None and one.together is start:
                     is_behind = True
                 else:
@@ -346,14 +308,14 @@ class Operator:
             self._waiting = kept
         return taken
 
-    def give_up(self, together: "_Together") -> list[Step]:
+    def give_up(self, together: Together) -> list[Step]:
         """Go on without a transaction that is not done; answers what was said after it."""
         if self._current is not None and self._current.together is together:
             self._current = None
             return self._take_waiting()
         return self._take_waiting(together)
 
-    def done_with(self, together: "_Together") -> None:
+    def done_with(self, together: Together) -> None:
         """Take note that a transaction is done."""
         if self._current is not None and self._current.together is together:
             self._current = None
@@ -369,14 +331,14 @@ class Operator:
         """If the operator has a consumer, that one loses it."""
         store = Store(self.session_id, self.epoch, cause=cause, reason=reason)
         skipped = self._take_waiting()
-        self.ask(Step(encode(store), _nobody, is_verdict=True, is_ending=True))
+        self.ask(Step(encode(store), nobody, is_verdict=True, is_ending=True))
         self._operators.skip(skipped)
 
     @property
     def is_storing(self) -> bool:
         """Whether it ends the session by itself, with nobody to tell."""
         steps = (self._current, *(self._waiting or ()))
-        return any(one is not None and one.callback is _nobody for one in steps)
+        return any(one is not None and one.callback is nobody for one in steps)
 
 
 class _Together:
@@ -445,7 +407,7 @@ class _Together:
         timeout_ms = self._timeout_ms
         if timeout_ms is not None:
             timeout_ms = max(round((self._end_s - self._operators.time()) * 1000), 1)
-        encoded = _encoded_now(self._encoded, self._unclaimed, self.asker)
+        encoded = encoded_now(self._encoded, self._unclaimed, self.asker)
         submit = self._operators.gateway.submit
         submit(
             encoded,
@@ -525,7 +487,7 @@ class Operators:
         self._by_session: dict[int, Operator] = {}
         self._is_hurried = False
         self.releasing = 0  # consumers that are gone, and of which something is not stored yet
-        self._leaving: dict[Consumer, Release] = {}  # those of them that had asked for something
+        self._leaving: dict[Asker, Release] = {}  # those of them that had asked for something
         self.lost = 0  # sessions that a consumer lost, since the start
         self.retried = 0  # verdicts and releases that were tried again, since the start
         gateway.watchers.append(self)
@@ -801,50 +763,3 @@ class Operators:
         for operator in list(self._by_session.values()):
             if self.gateway.epoch(operator.session_id) != operator.epoch:
                 operator.on_over()
-
-
-def _encoded_now(
-    encoded: bytes, unclaimed: Callable[[], bytes] | None, asker: Consumer | None
-) -> bytes:
-    """What is sent when its turn comes: who is gone by then claims nothing."""
-    if unclaimed is not None and asker is not None and asker.is_gone:
-        return unclaimed()
-    return encoded
-
-
-def _must_insist(step: Step, failure: Failure) -> bool:
-    """Whether a verdict is tried again without being asked: its consumer cannot say."""
-    if failure.outcome is Outcome.UNKNOWN:
-        return True
-    return failure.retryable and _is_unheard(step)
-
-
-def _is_unheard(step: Step) -> bool:
-    """Whether nobody listens who could say it again."""
-    who = step.asker or step.caller
-    return step.callback is _nobody or (who is not None and who.is_gone)
-
-
-def _is_by_key(verdict: bytes) -> bool:
-    """Whether an encoded verdict names its session by its key."""
-    return isinstance(_values_of(verdict)[1], tuple)
-
-
-def _values_of(verdict: bytes) -> tuple[Any, ...]:
-    """The values of an encoded verdict, without its idempotency key."""
-    values: tuple[Any, ...] = decode(verdict)
-    if values[0] == Idempotent.code:
-        values = values[_INSIDE]
-    return values
-
-
-def _end_of(verdict: bytes) -> str:
-    """How a session ends by an encoded verdict, as `Gateway.cause` says it."""
-    values = _values_of(verdict)
-    if values[0] == Remove.code:
-        return REMOVED
-    return cause_name(Cause.PARKED if values[0] == Park.code else values[_STORE_CAUSE])
-
-
-def _nobody(_: Result) -> None:
-    """Answered."""

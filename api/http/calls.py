@@ -23,10 +23,11 @@ from api.gateway import NAMED
 from api.http import bodies
 from api.http.answering import Answer, HttpRequest
 from api.identifiers import session_number
-from api.operators import Caller, Operator, Shown, Step
+from api.operators import Operator, Shown
 from api.problems import Refusal, bad_request, of_failure, refusal
 from api.requests import Append, New, Replace, Request, Targeted, key_of
 from api.security import Principal, Scope
+from api.steps import Caller, Step
 from cluster.queues import Callback
 from state import Cause, Created, Failure, Result
 from state.errors import SessionNotFound

@@ -29,9 +29,9 @@ from api.answers import (
 from api.consumers import Consumer
 from api.frontend import FrontEnd
 from api.identifiers import session_number, session_text
-from api.operators import Step
 from api.problems import INTERNAL, Problem, Refusal, bad_request, of_failure, refusal
 from api.security import Principal, Scope
+from api.steps import Step
 from api.waiting import Waiter
 from api.websocket.frames import (
     ErrorAnswer,

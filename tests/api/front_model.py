@@ -19,7 +19,8 @@ import msgpack
 from api.answers import SessionView
 from api.consumers import Consumer, Consumers, Sign
 from api.identifiers import session_number
-from api.operators import SKIPPED, Operator, Operators, Step
+from api.operators import Operator, Operators
+from api.steps import SKIPPED, Step
 from api.waiting import Waiter, Waiters
 from cluster.failures import TimedOut
 from cluster.queues import Callback

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from api.consumers import BEATS_PER_LEASE, SILENT_PERIODS, SPARE_S, Consumer, Consumers, Sign
-from api.operators import Operators, Step
+from api.operators import Operators
+from api.steps import Step
 from cluster.failures import TimedOut
 from state import Cause, Phase, encode
 from state import operations as op

@@ -6,15 +6,8 @@ from typing import Any
 import pytest
 
 from api.gateway import NAMED
-from api.operators import (
-    BACKOFF_MAX_S,
-    RELEASE_PAGE,
-    SKIPPED,
-    Caller,
-    Operator,
-    Operators,
-    Step,
-)
+from api.operators import BACKOFF_MAX_S, RELEASE_PAGE, Operator, Operators
+from api.steps import SKIPPED, Caller, Step
 from cluster.failures import Overloaded, TimedOut
 from state import Acquired, Cause, Done, Failure, Operation, Outcome, Phase, Session, encode
 from state import operations as op

@@ -6,9 +6,9 @@ from typing import Any, get_type_hints
 import msgspec
 import pytest
 
-from api.operators import SKIPPED
 from api.problems import INTERNAL, STATUSES, Problem, bad_request, of_failure, refusal
 from api.security import Forbidden, Unauthenticated
+from api.steps import SKIPPED
 from cluster.failures import Overloaded, Stopping, TimedOut, TooLarge
 from state import Failure
 from state.errors import (

@@ -12,8 +12,8 @@ import pytest
 from aiohttp import ClientConnectionError, ClientSession, WSServerHandshakeError
 
 import api.server
-from api.operators import Step
 from api.statuses import ExitStatus
+from api.steps import Step
 from tests.api.processes import Process, process, three_processes
 from tests.api.servers import cluster_of_three, one_node, running, server, until
 from tests.api.websocket.clients import connect

@@ -7,7 +7,7 @@ from typing import Any
 import msgpack
 import pytest
 
-from api.operators import Step
+from api.steps import Step
 from tests.api.http.client import Client
 from tests.api.servers import Running, until
 
