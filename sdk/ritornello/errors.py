@@ -28,7 +28,9 @@ itself, within the call's deadline, before it raises what is retryable.
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
+
+E = TypeVar("E", bound="RitornelloError")
 
 _BY_CODE: dict[str, type["RequestError"]] = {}
 
@@ -281,6 +283,14 @@ class ProtocolError(RitornelloError):
     """What came is not what the protocol says: another version, or no Ritornello at all."""
 
     code = "protocol_error"
+
+
+def doubted(error: E) -> E:
+    """The same error, of what may have been done all the same. Not for users."""
+    error.outcome = Outcome.UNKNOWN
+    if isinstance(error, RequestError):
+        error.fields["outcome"] = Outcome.UNKNOWN.value
+    return error
 
 
 def request_error(fields: Mapping[str, Any]) -> RequestError:

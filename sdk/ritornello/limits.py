@@ -35,6 +35,9 @@ MISMATCHES_MAX = 3  # times that a session is found at another revision than it 
 # How long the cluster knows a request again that may be sent twice: as long as it may be sent, and
 # so much longer, as what a node has taken in may be done ten seconds later.
 REMEMBER_SLACK_S = 20.0
+LATE_S = 10.0  # what a node has taken in is done so much later at most
+CLAIM_S = 30.0  # what was lost on its way makes no session anybody's after that
+REMEMBER_S = 86_400.0  # if a request does not say how long, as the cluster has it
 REMEMBER_MAX_S = 7 * 86_400.0  # as the cluster has it
 
 REASON_CHARS = 256

@@ -42,7 +42,6 @@ FOREVER = float("inf")
 
 _HEAD_BYTES = 5  # of a list of requests, at most
 _LEASE_S = 30.0  # of a session whose lease an older server has not told
-_CLAIMS = frozenset({"resume", "touch"})
 _RESUMED = "resumed"  # why a session is lost: somebody has resumed it elsewhere
 _LOOK_AGAIN_S = 0.5  # at a session that is overdue, while a verdict is on its way
 _WAIT_END_S = 0.2  # an acquire whose wait ends so soon is not asked again
@@ -172,6 +171,10 @@ class Conversation:
             if held.current is None and not held.waiting:
                 self.give_back(held)
 
+    def pause_credit(self) -> None:
+        """Have nothing pushed until another connection begins."""
+        self._credit.pause()
+
     def on_credit_refused(self, call: Callable[[RitornelloError], None]) -> None:
         """Have somebody told when the server pushes nothing, for good."""
         self._credit.on_refused = call
@@ -291,7 +294,8 @@ class Conversation:
     @property
     def is_quiet(self) -> bool:
         """Whether no answer is on its way, but of what waits for sessions."""
-        return all(one.until_s > 0 or one.is_own for one in self._sent.values())
+        sent = self._sent.values()
+        return self._credit.is_settled and all(one.until_s > 0 or one.is_own for one in sent)
 
     # For the connection
 
@@ -323,16 +327,16 @@ class Conversation:
         for request in sent:
             request.is_sent = False
             request.doubts += 1
-            if request.op in _CLAIMS:
-                self._note_claims(request)
+            self._note_claims(request)
+            if request.held and request.way is Way.ONCE:
+                self._turns.doubt(request, _not_answered(why))
             if request.held or request.is_over or request.is_own:
                 continue
             if request.way is Way.AGAIN and self._options.retries:
                 request.is_queued = True
                 again.append(request)
             else:
-                detail = f"the connection was lost before the answer came: {why}"
-                self.tell(request, NotConnected(detail, outcome=Outcome.UNKNOWN))
+                self.tell(request, _not_answered(why))
         waiting = [one for one in self._ready if not one.held]
         for request in self._ready:
             request.is_queued = not request.held  # those are queued when they are resumed
@@ -340,11 +344,11 @@ class Conversation:
 
     def _note_claims(self, request: Request) -> None:
         """Take note that a request to make sessions ours may yet be done, over no connection."""
-        named = request.fields.get("sessions") or [request.fields]
-        for one in named:
+        until_s = self._now() + limits.CLAIM_S
+        for one in _claimed_by(request):
             held = self.held.get(one["id"])
             if held is not None and held.epoch == one["epoch"]:
-                held.claims += 1
+                held.claimed(1, until_s)
 
     def unreachable(self, error: RitornelloError) -> None:
         """Take note that a node cannot be reached. What is refused for good is told at once."""
@@ -376,17 +380,20 @@ class Conversation:
                 self._succeeded(request, message)
         self._wake()  # there may be more to send, and other times to wake at
 
-    def take(self) -> bytes | None:
-        """The next frame to be sent, if there is anything."""
+    def take(self, *, is_own: bool = False) -> bytes | None:
+        """The next frame to be sent, if there is anything; only what is of the client itself."""
         if not self.is_connected:
             return None
         now_s = self._now()
         parts: list[bytes] = []
         size_bytes = _HEAD_BYTES
         while len(parts) < self._frame_requests:
-            request = self._next()
+            request = self._next(is_own=is_own)
             if request is None:
                 break
+            if request.doubts and now_s >= request.known_until_s and request.held:
+                self._turns.doubt(request, _not_answered("for too long"))
+                continue
             try:
                 part = self._encoded(request, now_s)
             except (UnicodeEncodeError, TypeError, OverflowError) as error:
@@ -441,10 +448,10 @@ class Conversation:
         self._urgent.append(request)
         self._wake()
 
-    def _next(self) -> Request | None:
+    def _next(self, *, is_own: bool) -> Request | None:
         if self._urgent and self._in_flight < self._window + limits.IN_FLIGHT_SPARE:
             return self._urgent.popleft()
-        if self._in_flight >= self._window:
+        if is_own or self._in_flight >= self._window:
             return None
         while self._ready:
             request = self._ready.popleft()
@@ -497,12 +504,20 @@ class Conversation:
             request.results = frames.results_of(message.results)
         if request.held:
             self._turns.succeeded(request, message)
+            if any(one.loss is not None for one in request.held):
+                self._see_claims(request)
         elif request.is_own:
             request.done(message)
         elif self._waits_on(request):
             self.queue(request)
         else:
             self.tell(request, message)
+
+    def _see_claims(self, request: Request) -> None:
+        """It has made a session ours that was given up meanwhile."""
+        lost = {one.id for one in request.held if one.loss is not None}
+        if any(one["id"] in lost and one["id"] not in self.held for one in _claimed_by(request)):
+            self._forsake()
 
     def _waits_on(self, request: Request) -> bool:
         """Whether it is an acquire that brought nothing, and has time left."""
@@ -513,6 +528,7 @@ class Conversation:
     def _failed(self, request: Request, error: RequestError) -> None:
         if error.outcome is Outcome.UNKNOWN:
             request.doubts += 1
+            self._note_claims(request)
         if request.is_own:
             request.done(error)
         elif request.held:
@@ -520,7 +536,7 @@ class Conversation:
         elif self.may_try_again(request, error):
             self.try_later(request, error)
         else:
-            self.tell(request, error)
+            self.tell(request, request.refused(error))
 
     def may_try_again(self, request: Request, error: RequestError) -> bool:
         """Whether a request is to be sent once more."""
@@ -599,7 +615,7 @@ class Conversation:
                 request.given.append((self._hold_view(message.session), message.session))
             case "new" if message.epoch:
                 held = self._hold(message, since_s)
-                held.claims += request.doubts
+                held.claimed(request.doubts, self._now() + limits.CLAIM_S)
                 request.given.append((held, None))
             case "resume":
                 request.results = frames.results_of(message.sessions)
@@ -620,6 +636,10 @@ class Conversation:
         lease_s = _LEASE_S if lease_ms is None else lease_ms / 1000
         held = Held(self, found.id, found.epoch, found.revision, lease_s=lease_s, since_s=since_s)
         held.lasts_until(since_s + lease_s)
+        if not lease_s:
+            detail = "it was begun before, under this idempotency key, and is not yours any more"
+            self._turns.lose(held, held.lost("unknown", detail))
+            return held
         return self._held(held)
 
     def _hold_view(self, view: SessionView) -> Held:
@@ -655,10 +675,14 @@ class Conversation:
             if held.expires_s <= now_s and not (verdict is not None and verdict.is_verdict):
                 detail = "no sign of life was answered for as long as its lease"
                 self._turns.lose(held, held.lost("stale", detail))
-                self._has_forsaken = self.is_connected
-                self.at(self._begun_s + limits.FORSAKEN_S, self._wake)
+                self._forsake()
         ends = (one.expires_s for one in self.held.values() if one.expires_s > now_s)
         self._expiring_s = min(ends, default=FOREVER)
+
+    def _forsake(self) -> None:
+        """Take note that the cluster may keep a session for us that we have given up."""
+        self._has_forsaken = self.is_connected
+        self._wake()
 
     def _resume(self, sessions: Sequence[Held]) -> None:
         """Ask for sessions to be ours over this connection, as they were over the last one."""
@@ -687,12 +711,16 @@ class Conversation:
         again: list[Held] = []
         for held, result in zip(asked, results, strict=True):
             if held.is_over:
+                if result.error is None and held.id not in self.held:
+                    self._forsake()
                 continue
             if result.error is None:
                 held.lasts_until(request.sent_s + held.lease_s)
                 self._turns.resumed(held, result.revision)
                 continue
             error = request_error(result.error)
+            if error.outcome is Outcome.UNKNOWN:
+                self._note_claims(request)
             if error.retryable or error.outcome is Outcome.UNKNOWN:
                 again.append(held)
             else:
@@ -735,7 +763,7 @@ class Conversation:
         held = self.held.get(message.id)
         if held is None or held.epoch != message.epoch:
             return
-        if message.cause == _RESUMED and held.claims:
+        if message.cause == _RESUMED and held.claims and self._now() < held.claims_until_s:
             held.claims -= 1
             held.is_resumed = False
             self._resume([held])
@@ -760,6 +788,25 @@ def _show_revisions(request: Request) -> None:
             revision = revisions.pop(operation.get("id"), None)
             if revision is not None:
                 operation["if_revision"] = revision
+
+
+def _claimed_by(request: Request) -> Iterable[dict[str, Any]]:
+    """What a request makes ours, or keeps so: with ids and epochs."""
+    match request.op:
+        case "resume":
+            found: Iterable[dict[str, Any]] = request.fields["sessions"]
+        case "txn":
+            found = [one for one in request.fields["operations"] if one["op"] == "touch"]
+        case "touch":
+            found = (request.fields,)
+        case _:
+            found = ()
+    return found
+
+
+def _not_answered(why: str) -> NotConnected:
+    detail = f"the connection was lost before the answer came: {why}"
+    return NotConnected(detail, outcome=Outcome.UNKNOWN)
 
 
 def _resumes(request: Request, held: Held) -> bool:

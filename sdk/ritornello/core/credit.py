@@ -45,6 +45,27 @@ class Credit:
         self._is_on = True
         self._give()
 
+    def pause(self) -> None:
+        """Have nothing more pushed over this connection, as another one will follow."""
+        if not (self._is_on and self._told):
+            return
+        self._is_on, self.is_settled = False, False
+        request = Request({"op": "credit", "themes": (), "count": 0}, FOREVER, nobody, is_own=True)
+        request.done = self._paused
+        self._urge(request)
+
+    def _paused(self, found: Message | RitornelloError) -> None:
+        if isinstance(found, Message):
+            self._settle()
+        else:
+            self.is_settled = True  # as far as that goes
+
+    def _settle(self) -> None:
+        """Wait for what was on its way when the credit ended: it comes before this is answered."""
+        beat = Request({"op": "heartbeat"}, FOREVER, nobody, is_own=True)
+        beat.done = self._settled
+        self._urge(beat)
+
     def end(self) -> None:
         """It is gone, and the credit with it."""
         self._is_on = False
@@ -81,13 +102,12 @@ class Credit:
     def _answered(
         self, request: Request, found: Message | RitornelloError, *, is_new: bool
     ) -> None:
+        if not self._is_on:
+            return  # it is being withdrawn
         if isinstance(found, Message):
             self._beginnings -= is_new
             if not self._themes:
-                # What was on its way when the credit ended comes before the answer to this.
-                beat = Request({"op": "heartbeat"}, FOREVER, nobody, is_own=True)
-                beat.done = self._settled
-                self._urge(beat)
+                self._settle()
             else:
                 self.is_settled = True
         elif isinstance(found, RequestError) and not found.retryable:

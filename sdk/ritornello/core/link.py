@@ -126,6 +126,8 @@ class Link:
             next_s = min(self.conversation.tick(), next_s)
         except Exception:  # noqa: BLE001 - a defect; what comes later is not to suffer from it
             _log.exception("the time could not be seen to")
+        if self.conversation.is_unheard or self.conversation.has_to_end:
+            self._changed.set()
         if self._timer is None or next_s < self._timer_s:
             if self._timer is not None:
                 self._timer.cancel()
@@ -287,7 +289,8 @@ class Link:
                 if moving is not None and moving.done():
                     found, moving = moving.result(), None
                     if found is not None:
-                        await self._quiet(reading)
+                        conversation.pause_credit()
+                        await self._quiet(socket, reading)
                         self._set_aside(self._leave_later(socket))
                         code, why = 0, "another node goes on"
                         return found
@@ -360,7 +363,7 @@ class Link:
         await asyncio.sleep(_TICK_S)
         return None
 
-    async def _quiet(self, reading: asyncio.Task[str]) -> None:
+    async def _quiet(self, socket: Socket, reading: asyncio.Task[str]) -> None:
         """Wait for the answers that are on their way, before going on at another node."""
         end_s = self._loop.time() + _QUIET_S
         while not (self.conversation.is_quiet or reading.done()):
@@ -368,6 +371,11 @@ class Link:
             if left_s <= 0:
                 return
             self._changed.clear()
+            try:
+                while (frame := self.conversation.take(is_own=True)) is not None:
+                    await socket.ws.send_bytes(frame)
+            except (aiohttp.ClientError, OSError):
+                return
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), min(left_s, 0.02))
 

@@ -10,8 +10,18 @@ from enum import Enum, auto
 from typing import Any, Protocol
 
 from ritornello.core.frames import Message, Result
-from ritornello.errors import ClientClosed, LeaseLost, Outcome, RitornelloError
+from ritornello.errors import (
+    ClientClosed,
+    LeaseLost,
+    Outcome,
+    RequestError,
+    RitornelloError,
+    doubted,
+)
 from ritornello.models import SessionView
+
+# Of which it is no matter whether a copy is done that nobody heard of.
+_HARMLESS = frozenset({"get", "acquire", "resume", "touch"})
 
 Done = Callable[[Message | RitornelloError], None]
 
@@ -67,6 +77,7 @@ class Request:
         "is_sent",
         "is_unconditional",
         "is_verdict",
+        "known_until_s",
         "mismatches",
         "results",
         "seen_failures",
@@ -93,6 +104,7 @@ class Request:
         seen_failures: tuple[int, ...] = (),
         weight: int = 1,
         is_own: bool = False,
+        known_until_s: float = float("inf"),
     ) -> None:
         """`fields` are as they are sent. Times are by the monotonic clock."""
         self.fields = fields
@@ -110,6 +122,9 @@ class Request:
         # Of each of its sessions, of how many its caller had been told; empty if that is no matter.
         self.seen_failures = seen_failures
         self.weight = weight  # as the server counts what is in flight
+        # To which the cluster certainly knows it again by its key. Later it is not sent again: it
+        # would be done again.
+        self.known_until_s = known_until_s
         self.is_own = is_own  # of the client itself, and of this connection only
         self.seq = -1
         self.sent_s = 0.0
@@ -156,6 +171,12 @@ class Request:
         """Of one that was not answered."""
         return Outcome.UNKNOWN if self.may_be_done else Outcome.NOT_APPLIED
 
+    def refused(self, error: RequestError) -> RequestError:
+        """What its caller is told: that one copy was refused says nothing of those before it."""
+        if not self.doubts or error.outcome is Outcome.UNKNOWN or self.op in _HARMLESS:
+            return error
+        return doubted(error)
+
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
@@ -176,6 +197,7 @@ class Held:
         "begun_s",
         "bounds",
         "claims",
+        "claims_until_s",
         "current",
         "epoch",
         "expires_s",
@@ -218,6 +240,7 @@ class Held:
         # So many requests to make it ours were sent over connections that are gone, and may yet be
         # done: then it seems to be somebody else's, who resumed it.
         self.claims = 0
+        self.claims_until_s = since_s
         # A transaction was given up that may yet be done: so another revision than is expected says
         # nothing of the request that found it. Until a change was done for certain.
         self.is_doubtful = False
@@ -236,6 +259,12 @@ class Held:
         self.begun_s = since_s  # when somebody began to work on it
         self.moved_s = since_s  # when something was asked of it
         self.bounds = Bounds()
+
+    def claimed(self, times: int, until_s: float) -> None:
+        """Take note that so many requests to make it ours may yet be done, until then at most."""
+        if times:
+            self.claims += times
+            self.claims_until_s = until_s
 
     def watch(self, on_lost: Callable[[LeaseLost], None]) -> None:
         """Have somebody told when it is lost; at once if it is."""

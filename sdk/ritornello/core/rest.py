@@ -22,6 +22,7 @@ from ritornello.errors import (
     ProtocolError,
     RequestError,
     RitornelloError,
+    doubted,
     request_error,
     unsayable,
 )
@@ -83,6 +84,8 @@ class Rest:
                         error = found
                         may_be_done = before or found.outcome is Outcome.UNKNOWN
                         if not self._may_try_again(ask, found):
+                            if before and ask.method != "GET":
+                                doubted(found)
                             raise
                     self._nodes.avoid(url)
                     await asyncio.sleep(self._pause_s(error, failures))

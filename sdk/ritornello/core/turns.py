@@ -112,10 +112,16 @@ class Turns:
         else:
             self._fail(request, error)
 
+    def doubt(self, request: Request, error: RitornelloError) -> None:
+        """Nobody will ever know whether it was done: it would be done again if it were sent."""
+        self._fail(request, error)
+
     def go_on(self, held: Held) -> None:
         """Have the next request of a session sent, if it is its turn at all its sessions."""
         if held.is_over:  # by a verdict in a transaction
             self._tell_over(held)
+        elif held.presumed_loss is not None and held.current is None:
+            self.lose(held, held.presumed_loss)  # the transaction in doubt has not ended it
         if not held.waiting:
             return
         request = held.waiting[0]
@@ -164,7 +170,7 @@ class Turns:
         elif self._host.may_try_again(request, error):
             self._host.try_later(request, error)
         else:
-            self._fail(request, error)
+            self._fail(request, request.refused(error))
 
     def over(self, held: Held, error: RequestError) -> None:
         """The cluster says that a session is over: by its verdict, or in another way."""
@@ -265,13 +271,6 @@ class Turns:
         request.results = results
         self._host.tell(request, message)
         self._free(request)
-        self._lose_presumed(request)
-
-    def _lose_presumed(self, request: Request) -> None:
-        """Its answer has come: what it has not ended was lost before."""
-        for held in request.held:
-            if held.presumed_loss is not None:
-                self.lose(held, held.presumed_loss)
 
     def _part_done(self, request: Request, held: Held, op: str, result: Result) -> None:
         held.revision = result.revision
@@ -316,11 +315,10 @@ class Turns:
             lost_id = cause.fields.get("id")
             if position is not None and position < len(operations):
                 lost_id = operations[position].get("id")
-        self._fail(request, error)
+        self._fail(request, request.refused(error))
         for held in request.held:
             if isinstance(cause, _OVER) and held.id == lost_id:
                 self.lose(held, held.lost("unknown", cause.detail))
-        self._lose_presumed(request)
 
     def _fail(self, request: Request, error: RitornelloError) -> None:
         """It is refused for good. What was said behind it is skipped, at all its sessions."""

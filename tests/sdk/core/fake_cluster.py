@@ -18,6 +18,7 @@ from ritornello.core import frames
 Fields = dict[str, Any]
 
 LEASE_MS = 30_000
+LATE_MS = 1000  # what was asked is done so much later at most
 
 
 class Refused(Exception):
@@ -66,12 +67,13 @@ class FakeCluster:
         self._chance = chance
         self._now_ms = now_ms
         self.sessions: dict[str, FakeSession] = {}
-        self._receipts: dict[str, tuple[Fields, Fields]] = {}
+        # With the time at which each is forgotten.
+        self._receipts: dict[str, tuple[Fields, Fields, float]] = {}
         self._unused: dict[str, str] = {}  # keys of receipts, by sessions that nobody has used
         self._numbers = 0
         self._connections = 0
         self.current: Connection | None = None
-        self._late: list[tuple[Connection, Fields]] = []
+        self._late: list[tuple[int, Connection, Fields]] = []
         self.trouble = 0.0  # how often a request is refused for a while, or in doubt
 
     # The network
@@ -103,14 +105,16 @@ class FakeCluster:
         connection.is_open = False
         for fields in connection.asked:
             if self._chance.random() < 0.5:
-                self._late.append((connection, fields))
+                self._late.append((self._now_ms(), connection, fields))
         connection.asked.clear()
 
     def step(self) -> None:
         """Do something that was asked."""
         if self._late and self._chance.random() < 0.3:
-            connection, fields = self._late.pop(self._chance.randrange(len(self._late)))
-            self._do(connection, fields)
+            place = self._chance.randrange(len(self._late))
+            since_ms, connection, fields = self._late.pop(place)
+            if self._now_ms() - since_ms <= LATE_MS:
+                self._do(connection, fields)
             return
         current = self.current
         if current is None or not current.asked:
@@ -136,7 +140,7 @@ class FakeCluster:
                 self._answer(connection, fields, Refused("overloaded", retryable=True))
                 return
             if self._chance.random() < 0.5:
-                self._late.append((connection, {**fields, "seq": -1}))
+                self._late.append((self._now_ms(), connection, {**fields, "seq": -1}))
             error = Refused("timed_out", outcome="unknown", retryable=True)
             self._answer(connection, fields, error)
             return
@@ -193,17 +197,25 @@ class FakeCluster:
         until_used = fields.get("until_used", False)
         without = {"seq", "wait", "until_used"}
         asked = {name: value for name, value in fields.items() if name not in without}
+        remember_ms = fields.get("remember_for", float("inf")) * 1000
+        if key in self._receipts and self._receipts[key][2] <= self._now_ms():
+            del self._receipts[key]
         if key in self._receipts:
-            was, result = self._receipts[key]
+            was, result, _ = self._receipts[key]
             if was != asked:
                 raise Refused("idempotency_mismatch")
             if not until_used:
                 self._unused.pop(result.get("id", ""), None)
-            if result.get("epoch") and self.sessions[result["id"]].epoch == result["epoch"]:
-                self._claim(self.sessions[result["id"]], connection)
+            if not result.get("epoch"):
+                return result
+            session = self.sessions[result["id"]]
+            if not session.is_active or session.epoch != result["epoch"]:
+                return {**result, "lease_ms": 0}
+            if fields["seq"] >= 0:  # else it is nobody's, as the node will find out
+                self._claim(session, connection)
             return result
         result = self._apply(connection, fields)
-        self._receipts[key] = asked, result
+        self._receipts[key] = asked, result, self._now_ms() + remember_ms
         if until_used and result["epoch"]:
             self._unused[result["id"]] = key
         return result

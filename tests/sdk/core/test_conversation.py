@@ -18,10 +18,11 @@ from ritornello.core.frames import Message
 from ritornello.core.requests import Held, Request, Way, new_key
 from ritornello.errors import LeaseLost, Outcome, RitornelloError, Skipped
 from ritornello.limits import Options
-from tests.sdk.core.fake_cluster import FakeCluster, Fields
+from tests.sdk.core.fake_cluster import LATE_MS, FakeCluster, Fields
 
 RUNS = 150
 THEMES = (7, 8)
+LATE_S = LATE_MS / 1000
 
 
 @dataclass(eq=False)
@@ -50,7 +51,9 @@ class History:
         self.chance = random.Random(seed)
         self.now_s = 1000.0
         self.cluster = FakeCluster(self.chance, lambda: int(self.now_s * 1000))
-        options = Options(backoff_max_s=1.0)
+        self.retries = self.chance.random() < 0.8
+        self.away_until_s = 0.0  # there is no connection before
+        options = Options(backoff_max_s=1.0, retries=self.retries)
         self.talk = Conversation(
             options, now=lambda: self.now_s, chance=self.chance, wake=lambda: None
         )
@@ -62,9 +65,16 @@ class History:
 
     # What callers do
 
-    def ask(self, fields: Fields, **how: object) -> Asked:
+    def ask(self, fields: Fields, *, is_keyed: bool = False, **how: object) -> Asked:
         held: tuple[Held, ...] = how.get("held", ())  # type: ignore[assignment]
-        deadline_s = self.now_s + self.chance.choice((0.5, 5.0, 60.0))
+        timeout_s = self.chance.choice((0.5, 5.0, 60.0))
+        deadline_s = self.now_s + timeout_s
+        if is_keyed and self.retries:
+            remember_s = timeout_s + 2 * LATE_S
+            fields = {**fields, "idempotency_key": new_key(), "remember_for": remember_s}
+            how["known_until_s"] = self.now_s + remember_s - LATE_S
+        elif is_keyed:
+            how["way"] = Way.ONCE
         asked = Asked(Request(dict(fields), deadline_s, lambda _: None, **how))  # type: ignore[arg-type]
         asked.data = fields.get("data", b"")
         asked.held = held[0] if len(held) == 1 else None
@@ -90,10 +100,10 @@ class History:
             case 0:
                 after = {} if self.chance.random() < 0.6 else {"repeat_after": 0.0}
                 fields = {"op": "new", "theme": self.chance.choice(THEMES), "data": self.token()}
-                key: Fields = {"idempotency_key": new_key()}
-                if self.chance.random() < 0.7:
+                key: Fields = {}
+                if self.retries and self.chance.random() < 0.7:
                     key["until_used"] = True
-                self.ask({**fields, **after, **key}, gives=not after)
+                self.ask({**fields, **after, **key}, is_keyed=True, gives=not after)
             case 1:
                 until_s = self.now_s + self.chance.choice((1.0, 4.0))
                 fields = {"op": "acquire", "themes": list(THEMES), "count": 2}
@@ -109,7 +119,7 @@ class History:
                     self.talk.cancel(asked.request)
             case 4 if held is not None and self.chance.random() < 0.7:
                 self.end(held)
-            case 5 if held is not None and len(self.mine) > 1:
+            case 5 | 6 if held is not None and len(self.mine) > 1:
                 self.transact(held, self.chance.choice(self.mine))
             case _ if held is not None:
                 for _ in range(self.chance.choice((1, 1, 3))):
@@ -149,8 +159,7 @@ class History:
         ]
         if operations[1]["op"] == "append":
             operations[1]["data"] = self.token()
-        fields = {"op": "txn", "operations": operations, "idempotency_key": new_key()}
-        self.ask(fields, held=(one, other))
+        self.ask({"op": "txn", "operations": operations}, is_keyed=True, held=(one, other))
 
     # What happens
 
@@ -159,12 +168,16 @@ class History:
         if faults and chance.random() < 0.4:
             self.act()
         if cluster.current is None:
-            if not faults or chance.random() < 0.3:
+            if self.now_s < self.away_until_s and faults:
+                pass
+            elif not faults or chance.random() < 0.3:
                 cluster.connect()
                 talk.connected()
-        elif faults and chance.random() < 0.03:
+        elif talk.has_to_end or (faults and chance.random() < 0.03):
             cluster.break_off()
             talk.disconnected("chance")
+            if chance.random() < 0.3:
+                self.away_until_s = self.now_s + chance.uniform(0, 6)
         else:
             while (frame := talk.take()) is not None:
                 cluster.send(frame)
@@ -245,7 +258,7 @@ class History:
             is_mine = session.is_active and session.epoch == held.epoch
             if held.is_over:
                 assert not is_mine or held.loss is not None
-            else:
+            elif is_mine or not self.may_have_ended(held):
                 assert is_mine
                 assert session.holder == self.cluster.current.number
                 assert held.revision == session.revision or self.is_in_doubt(held)
@@ -256,12 +269,20 @@ class History:
                 assert (session.id, session.epoch) in known, f"nobody knows of {session}"
 
     def is_in_doubt(self, held: Held) -> bool:
-        """Whether a transaction was given up, since another of its sessions was lost."""
-        return any(
-            held in asked.request.held and asked.request.op == "txn" and asked.outcome == "unknown"
-            for asked in self.asked
-            if asked.answers
-        )
+        """Whether something was given up that may have been done."""
+        return any(one.request.op == "txn" or not self.retries for one in self.in_doubt(held))
+
+    def may_have_ended(self, held: Held) -> bool:
+        """Whether a verdict was given up that may have been done: only without retries."""
+        ends = {"txn", "remove", "store", "park"}
+        return not self.retries and any(one.request.op in ends for one in self.in_doubt(held))
+
+    def in_doubt(self, held: Held) -> list[Asked]:
+        return [
+            one
+            for one in self.asked
+            if held in one.request.held and one.answers and one.outcome == "unknown"
+        ]
 
 
 def _others(asked: list[Asked], one: Asked) -> bool:

@@ -9,8 +9,8 @@ import pytest
 from ritornello.core import frames
 from ritornello.core.conversation import Conversation
 from ritornello.core.requests import Held, Request
-from ritornello.errors import LeaseLost, RitornelloError
-from ritornello.limits import HEARTBEAT_IDLE_S, Options
+from ritornello.errors import LeaseLost, Outcome, RitornelloError
+from ritornello.limits import CLAIM_S, HEARTBEAT_IDLE_S, Options
 
 LEASE_MS = 1000
 HELLO = {
@@ -49,6 +49,12 @@ class Talk:
         self.answer(HELLO)
         self.losses: list[RitornelloError] = []
 
+    def has_to_end(self) -> bool:
+        return self.talk.has_to_end
+
+    def is_quiet(self) -> bool:
+        return self.talk.is_quiet
+
     @property
     def now_ms(self) -> int:
         return int((self.now_s + self.skew_s) * 1000)
@@ -78,11 +84,12 @@ class Talk:
         self.talk.tick()
         return seen
 
-    def take(self) -> Held:
+    def take(self, id: str = "1a", lease_ms: int = LEASE_MS) -> Held:
         """Be handed a session out, this moment."""
-        asked = Request({"op": "take", "id": "1a"}, self.now_s + 10, lambda _: None, gives=True)
+        asked = Request({"op": "take", "id": id}, self.now_s + 10, lambda _: None, gives=True)
         self.talk.ask(asked)
-        view = {**VIEW, "deadline_ms": self.now_ms + LEASE_MS}
+        lease = {"lease_ms": lease_ms, "deadline_ms": self.now_ms + lease_ms}
+        view = {**VIEW, "id": id, **lease}
         for one in self.sent():
             is_beat = one["op"] == "heartbeat"
             said = {"held": 0, "now_ms": self.now_ms} if is_beat else {"session": view}
@@ -138,3 +145,151 @@ def test_who_may_not_give_them_is_not_told_again_and_again() -> None:
     forbidden = {"code": "forbidden", "outcome": "not_applied", "retryable": False, "detail": ""}
     talk.answer({"seq": beat["seq"], "error": forbidden})
     assert talk.pass_by(60) == []
+
+
+# What the cluster may keep for us that was given up
+
+
+def connect_again(talk: Talk) -> list[dict[str, Any]]:
+    """Over another connection; what is sent over it first."""
+    talk.talk.disconnected("it broke")
+    talk.talk.connected()
+    talk.answer(HELLO)
+    return talk.sent()
+
+
+def resumes(sent: list[dict[str, Any]]) -> dict[str, Any]:
+    (found,) = (one for one in sent if one["op"] == "resume")
+    return found
+
+
+def resumed(talk: Talk, asked: dict[str, Any]) -> None:
+    """Have a `resume` answered."""
+    sessions = [{**one, "revision": 1, "lease_ms": 60_000} for one in asked["sessions"]]
+    talk.answer({"seq": asked["seq"], "sessions": sessions})
+
+
+def lost_to_another(talk: Talk) -> None:
+    talk.answer({"push": "lease_lost", "id": "1a", "epoch": 1, "cause": "resumed"})
+
+
+def test_a_connection_ends_that_would_keep_what_was_given_up_once_the_rest_is_held() -> None:
+    talk = Talk()
+    talk.take()
+    talk.take("2b", lease_ms=60_000)
+    asked = resumes(connect_again(talk))
+    talk.pass_by(2)
+    assert len(talk.losses) == 1
+    assert not talk.has_to_end()
+    resumed(talk, asked)
+    assert talk.has_to_end()
+
+
+def test_a_connection_ends_that_would_keep_what_was_given_up_if_the_rest_takes_too_long() -> None:
+    talk = Talk()
+    talk.take()
+    talk.take("2b", lease_ms=60_000)
+    connect_again(talk)
+    talk.pass_by(4)
+    assert not talk.has_to_end()
+    talk.pass_by(2)
+    assert talk.has_to_end()
+
+
+def test_a_connection_ends_over_which_a_session_came_back_that_was_lost_meanwhile() -> None:
+    talk = Talk()
+    talk.take(lease_ms=60_000)
+    asked = resumes(connect_again(talk))
+    talk.answer({"push": "lease_lost", "id": "1a", "epoch": 1, "cause": "stale"})
+    assert not talk.has_to_end()
+    resumed(talk, asked)
+    assert talk.has_to_end()
+
+
+@pytest.mark.parametrize("is_txn", [False, True])
+def test_a_connection_ends_over_which_a_touch_came_after_the_session_was_lost(
+    *, is_txn: bool
+) -> None:
+    talk = Talk()
+    held = talk.take(lease_ms=60_000)
+    touch: dict[str, Any] = {"op": "touch", "id": "1a", "epoch": 1}
+    fields = {"op": "txn", "operations": [touch]} if is_txn else touch
+    talk.talk.ask(Request(fields, talk.now_s + 10, lambda _: None, held=(held,)))
+    (sent,) = (one for one in talk.sent() if one["op"] == fields["op"])
+    lost_to_another(talk)
+    assert not talk.has_to_end()
+    result = {"id": "1a", "revision": 1}
+    talk.answer({"seq": sent["seq"], **({"results": [result]} if is_txn else result)})
+    assert talk.has_to_end()
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_what_another_has_resumed_is_taken_back_only_if_that_was_perhaps_this_client(
+    *, is_late: bool
+) -> None:
+    talk = Talk()
+    held = talk.take(lease_ms=60_000)
+    touch = {"op": "touch", "id": "1a", "epoch": 1}
+    talk.talk.ask(Request(touch, talk.now_s + 10, lambda _: None, held=(held,)))
+    talk.sent()
+    for one in connect_again(talk):
+        if one["op"] == "resume":
+            resumed(talk, one)
+    talk.pass_by(CLAIM_S + 1 if is_late else 1)
+    lost_to_another(talk)
+    assert bool(talk.losses) is is_late
+    assert any(one["op"] == "resume" for one in talk.sent()) is not is_late
+
+
+def test_a_new_session_that_was_begun_before_and_has_gone_on_is_not_held() -> None:
+    talk = Talk()
+    fields = {"op": "new", "theme": 7, "data": b"", "idempotency_key": "a"}
+    asked = Request(fields, talk.now_s + 10, lambda _: None, gives=True)
+    talk.talk.ask(asked)
+    (sent,) = (one for one in talk.sent() if one["op"] == "new")
+    talk.answer({"seq": sent["seq"], "id": "1a", "epoch": 1, "revision": 1, "lease_ms": 0})
+    ((held, _),) = asked.given
+    assert isinstance(held.loss, LeaseLost)
+    talk.pass_by(1)
+    assert not talk.has_to_end()
+
+
+def test_a_transaction_is_not_sent_again_when_its_key_may_be_forgotten() -> None:
+    talk, told = Talk(), list[object]()
+    held = talk.take(lease_ms=60_000)
+    append = {"op": "append", "id": "1a", "epoch": 1, "data": b"x"}
+    fields = {"op": "txn", "operations": [append], "idempotency_key": "a"}
+    known_until_s = talk.now_s + 5
+    asked = Request(fields, known_until_s, told.append, held=(held,), known_until_s=known_until_s)
+    talk.talk.ask(asked)
+    assert "txn" in {one["op"] for one in talk.sent()}
+    talk.talk.disconnected("it broke")
+    talk.now_s += 6
+    talk.talk.tick()
+    talk.talk.connected()
+    talk.answer(HELLO)
+    resumed(talk, resumes(talk.sent()))
+    assert "txn" not in {one["op"] for one in talk.sent()}
+    (error,) = told
+    assert isinstance(error, RitornelloError)
+    assert error.outcome is Outcome.UNKNOWN
+    talk.talk.ask(Request({**append}, talk.now_s + 5, told.append, held=(held,), changes=1))
+    assert "append" in {one["op"] for one in talk.sent()}
+
+
+# Before another connection follows
+
+
+def test_nothing_is_pushed_any_more_when_the_connection_is_about_to_be_left() -> None:
+    talk = Talk()
+    talk.talk.want([7], 5)
+    (given,) = (one for one in talk.sent() if one["op"] == "credit")
+    talk.talk.pause_credit()
+    assert not talk.is_quiet()
+    (ended,) = (one for one in talk.sent() if one["op"] == "credit")
+    assert (list(ended["themes"]), ended["count"]) == ([], 0)
+    talk.answer({"seq": given["seq"]}, {"seq": ended["seq"]})
+    assert not talk.is_quiet()  # something may be on its way
+    talk.pass_by(0.1)
+    assert talk.is_quiet()
+    assert any(one["op"] == "credit" and one["count"] == 5 for one in connect_again(talk))

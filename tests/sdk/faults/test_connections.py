@@ -8,10 +8,8 @@ from aiohttp import web
 
 from ritornello import Client, Options
 from ritornello.core import frames
-from ritornello.errors import DeadlineExceeded, LeaseLost
+from ritornello.errors import DeadlineExceeded
 from ritornello.testing import LocalServer
-
-SHORT, LONG = 121, 122  # themes, by their leases
 
 
 def connections(client: Client) -> int:
@@ -50,23 +48,18 @@ async def test_a_node_that_closes_each_connection_is_not_flooded(closing_url: st
         assert 2 <= connections(client) < 60
 
 
-async def test_what_is_given_up_ends_no_connection_over_which_the_rest_is_being_resumed(
+async def test_a_node_that_renews_no_lease_is_left_in_time(
     local: LocalServer, client: Client
 ) -> None:
-    await client.set_policy(SHORT, lease_ms=1000, repeat_ms=60_000)
-    await client.set_policy(LONG, lease_ms=30_000)
-    rest = await client.new(LONG)
-    with pytest.raises(LeaseLost):
-        async with client.new(SHORT, key="given up"):
-            with local.faults.delay(2.5, of="resume"):
-                local.faults.cut()
-                await asyncio.sleep(20)
-    assert connections(client) == 2
-    await asyncio.sleep(0.5)
-    assert connections(client) == 2
-    await rest.append(b"x")
-    await rest.remove()
-    async with asyncio.timeout(10):
-        while (await client.get((SHORT, "given up"))).phase == "active":  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
-    assert connections(client) == 3
+    theme = 121
+    await client.set_policy(theme, lease_ms=3000)
+    async with client.new(theme) as session:
+        await asyncio.sleep(1)
+        with local.faults.withhold(of="heartbeat") as withheld:
+            async with asyncio.timeout(10):
+                while connections(client) == 1:  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+            assert withheld.happened == 1
+        assert session.lease_remaining > 0
+        await session.append(b"x")
+        await session.remove()

@@ -14,9 +14,11 @@ from ritornello.errors import (
     LeaseLost,
     LimitExceeded,
     NotConnected,
+    Outcome,
     Overloaded,
     SessionNotFound,
     Skipped,
+    WrongPhase,
 )
 from ritornello.testing import LocalServer
 from tests.sdk.faults.sessions import THEME, TOO_LARGE
@@ -264,6 +266,33 @@ async def test_what_is_spared_for_a_resume_that_ends_without_an_answer_is_given_
 
 async def resumed(client: Client, session: Session) -> Session:
     return await client.resume(session.id, session.epoch)
+
+
+async def test_a_transaction_without_retries_is_not_sent_twice(local: LocalServer) -> None:
+    options = Options(retries=False, close_s=0.5, backoff_max_s=0.2)
+    async with local.client(options) as client:
+        session = await client.new(THEME)
+        together = client.txn()
+        together.append(session, b"once")
+        with local.faults.drop(of="txn"), pytest.raises(NotConnected) as caught:
+            await together.commit()
+        assert caught.value.outcome is Outcome.UNKNOWN
+        await session.append(b"and on")
+        view = await client.get(session.id)
+        assert list(view.chunks) == [b"once", b"and on"]
+        await session.remove()
+
+
+async def test_what_is_refused_when_it_is_sent_again_may_have_been_done(
+    local: LocalServer, client: Client
+) -> None:
+    created = await client.new(THEME, after=0)
+    with local.faults.drop(of="take"), pytest.raises(WrongPhase) as caught:
+        await client.take(created.id)
+    assert caught.value.outcome is Outcome.UNKNOWN
+    with pytest.raises(WrongPhase) as caught:
+        await client.take(created.id)
+    assert caught.value.outcome is Outcome.NOT_APPLIED
 
 
 # Whoever loses a session is told
