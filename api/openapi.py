@@ -104,7 +104,7 @@ _HEADERS: dict[str, tuple[str, Any]] = {
         ask.IdempotencyHeader,
     ),
     "Ritornello-Consumer": (
-        "The caller's name, unlike all others': one heartbeat renews all that it holds.",
+        "The caller's name, which nobody else can guess: one heartbeat renews all that it holds.",
         ask.ConsumerName,
     ),
     "Ritornello-Timeout": (

@@ -34,12 +34,13 @@ from api.gateway import NAMED, Gateway, ended
 from api.steps import (
     SKIPPED,
     Asker,
+    Caller,
     Step,
     Together,
     encoded_now,
     end_of,
-    is_by_key,
     is_unheard,
+    is_verdict_unheard,
     must_insist,
     nobody,
 )
@@ -167,19 +168,14 @@ class Operator:
             step.callback(failure)
         finally:
             if not is_insisted:
-                self._give_up_unheard((step, *skipped), failure)
+                if any(map(is_verdict_unheard, (step, *skipped))):
+                    self.give_up_verdict(failure)
                 self._operators.done(step)
             self._operators.skip(skipped)
             self.go_on()
 
     def _conclude(self, step: Step) -> None:
-        """It has ended by a verdict: its consumer's own, or somebody else's.
-
-        Unless the answer is an old one, known by its idempotency key, and so about a session that
-        had the key before.
-        """
-        if self._operators.gateway.epoch(self.session_id) == self.epoch:
-            return
+        """It has ended by a verdict: its consumer's own, or somebody else's."""
         if self._is_own(step):
             self._operators.end(self)
         else:
@@ -208,12 +204,6 @@ class Operator:
     def _insist(self, attempt: int) -> None:
         if self._current is None:
             return
-        if self.has_ended and is_by_key(self._current.encoded):
-            # The key may be another session's by now, in the same epoch.
-            step, self._current = self._current, None
-            self._operators.done(step)
-            self.go_on()
-            return
 
         def answered(result: Result) -> None:
             step = self._current
@@ -230,28 +220,26 @@ class Operator:
             if not isinstance(result, Failure):
                 self._conclude(step)
             elif not self.has_ended and self._is_own(step):
-                self._give_up(step, result)
+                self._give_up(step.holder, result)
             self._operators.done(step)
             self.go_on()
 
         self._operators.gateway.submit(self._current.encoded, answered, is_ending=True)
 
-    def _give_up_unheard(self, steps: Iterable[Step], failure: Failure) -> None:
-        """Give up a verdict that came over HTTP, and is refused when its caller has left."""
-        if self.has_ended or self.consumer is not None:
-            return
-        for step in steps:
-            if step.is_verdict and step.caller is not None and step.caller.is_gone:
-                holder = self._operators.gateway.holder(self.session_id, self.epoch)
-                self._give_up(step._replace(holder=holder), failure)
-                return
+    def give_up_verdict(self, failure: Failure) -> None:
+        """Give up a verdict that came over HTTP, and is not done when its caller has left."""
+        if not self.has_ended and self.consumer is None:
+            self._give_up(self._operators.gateway.holder(self.session_id, self.epoch), failure)
 
-    def _give_up(self, step: Step, failure: Failure) -> None:
-        """A verdict will not be done of which its consumer was told that nobody knows."""
+    def _give_up(self, holder: bytes | None, failure: Failure) -> None:
+        """A verdict will not be done of which its consumer was told that nobody knows.
+
+        `holder` is whose the session was when it was given.
+        """
         consumer = self.consumer
         if consumer is not None and consumer.is_gone:
             return  # then it is stored all the same, or may be resumed
-        name = step.holder if consumer is None else consumer.name
+        name = holder if consumer is None else consumer.name
         if consumer is None and (name is None or not name.startswith(NAMED)):
             return  # it is of somebody who is connected elsewhere, and said nothing of this
         holder = self._operators.gateway.holder(self.session_id, self.epoch)
@@ -275,7 +263,10 @@ class Operator:
         waiting = self._waiting or ()
         if self._is_insisting and any(one is step for one in waiting):
             late = TimedOut(was_sent=False, waited_ms=self._operators.gateway.timeout_ms)
-            self._operators.skip(self._take_waiting(step), late)
+            taken = self._take_waiting(step)
+            self._operators.skip(taken, late)
+            if any(map(is_verdict_unheard, taken)):
+                self.give_up_verdict(late)
 
     def go_on(self) -> None:
         """Do what waits, if it is time."""
@@ -360,6 +351,7 @@ class _Together:
         "_weight",
         "asker",
         "at",
+        "caller",
         "is_over",
     )
 
@@ -373,11 +365,13 @@ class _Together:
         weight: int,
         timeout_ms: int | None,
         asker: Consumer | None,
+        caller: Caller | None,
         unclaimed: Callable[[], bytes] | None,
         late: Callback | None,
     ) -> None:
         self._operators = operators
         self.asker = asker
+        self.caller = caller
         if asker is not None:
             asker.asked += 1
         self._timeout_ms = timeout_ms
@@ -416,6 +410,11 @@ class _Together:
             timeout_ms=timeout_ms,
             late=self._late,
         )
+
+    @property
+    def unheard(self) -> Collection[Operator]:
+        """Those for which it is a verdict, if whoever gave it over HTTP has left."""
+        return self._ending if self.caller is not None and self.caller.is_gone else ()
 
     @property
     def is_waiting(self) -> bool:
@@ -488,7 +487,7 @@ class Operators:
         self._is_hurried = False
         self.releasing = 0  # consumers that are gone, and of which something is not stored yet
         self._leaving: dict[Asker, Release] = {}  # those of them that had asked for something
-        self.lost = 0  # sessions that a consumer lost, since the start
+        self.lost = 0  # sessions that a consumer lost which had not left, since the start
         self.retried = 0  # verdicts and releases that were tried again, since the start
         gateway.watchers.append(self)
 
@@ -529,7 +528,7 @@ class Operators:
         if consumer is not None and before is not consumer:
             operator.consumer = consumer
             if before is not None:
-                self.lost += 1
+                self.lost += not before.is_gone
                 before.on_lost(operator, RESUMED)
             consumer.on_held(operator)
         return operator
@@ -548,16 +547,6 @@ class Operators:
             operator = self.begin(session_id, epoch, None)
         return operator if operator.epoch == epoch else None
 
-    def named(self, target: Target, epoch: int | None) -> Target:
-        """A session by its id, if it is one by whose operator a caller goes on, however it said it.
-
-        When its turn comes, or when it is tried again, the key may be another's, in the same epoch.
-        """
-        if isinstance(target, int) or not epoch:
-            return target
-        operator = self.operate(target, epoch)
-        return target if operator is None else operator.session_id
-
     def transact(
         self,
         shown: Iterable[Shown],
@@ -567,6 +556,7 @@ class Operators:
         weight: int,
         timeout_ms: int | None = None,
         asker: Consumer | None = None,
+        caller: Caller | None = None,
         unclaimed: Callable[[], bytes] | None = None,
         late: Callback | None = None,
     ) -> None:
@@ -600,6 +590,7 @@ class Operators:
             weight,
             timeout_ms,
             asker,
+            caller,
             unclaimed,
             late,
         )
@@ -619,15 +610,18 @@ class Operators:
         `first` is why the first of them is not done.
         """
         left = deque(steps)
-        freed: dict[Operator, None] = {}
+        freed: dict[Operator, bool] = {}  # and whether a verdict is given up that nobody hears of
         while left:
             step = left.popleft()
             together = step.together
             if together is not None:
                 at, together.at = together.at, {}
+                unheard = together.unheard
                 for operator in at:
-                    left.extend(operator.give_up(together))
-                freed |= at
+                    behind = operator.give_up(together)
+                    left.extend(behind)
+                    is_unheard = operator in unheard or any(map(is_verdict_unheard, behind))
+                    freed[operator] = freed.get(operator, False) or is_unheard
             try:
                 step.callback(first)
             except BaseException:
@@ -638,7 +632,9 @@ class Operators:
                 raise
             first = SKIPPED
             self.done(step)
-        for operator in freed:
+        for operator, is_unheard in freed.items():
+            if is_unheard:
+                operator.give_up_verdict(SKIPPED)
             operator.go_on()
 
     def end(self, operator: Operator) -> None:
@@ -660,18 +656,26 @@ class Operators:
             return
         self._forget(operator)
         if operator.consumer is not None:
-            self.lost += 1
+            self.lost += not operator.consumer.is_gone
             operator.consumer.on_lost(operator, cause or self.gateway.cause(operator.session_id))
 
     def part(self, operator: Operator) -> None:
-        """Take note that a consumer has resumed its session at another node.
+        """Take note that another consumer has resumed its session: at another node, or over HTTP.
 
         The epoch is the same: what was said here, and waits, is done by this operator all the same.
         """
         consumer, operator.consumer = operator.consumer, None
         if consumer is not None:
-            self.lost += 1
+            self.lost += not consumer.is_gone
             consumer.on_lost(operator, RESUMED)
+
+    def see_holder(self, operator: Operator) -> None:
+        """Part with a consumer whose session is another's since a touch over HTTP."""
+        consumer = operator.consumer
+        if consumer is not None and not operator.has_ended:
+            holder = self.gateway.holder(operator.session_id, operator.epoch)
+            if holder not in {None, consumer.name}:
+                self.part(operator)
 
     # What nobody works on
 

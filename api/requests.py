@@ -9,7 +9,6 @@ Nothing here knows who asks: the consumer's name is added by whoever does.
 """
 
 import math
-from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, Struct
@@ -20,7 +19,6 @@ from api.identifiers import (
     SESSION_TEXT_PATTERN,
     key_bytes,
     session_number,
-    session_text,
 )
 from api.problems import bad_request
 from state import Cause, OnConflict, Operation, encode_fields
@@ -315,19 +313,6 @@ class Txn(Request, tag="txn", kw_only=True):
         """
         named = [one for one in self.operations if isinstance(one, Targeted)]
         return [(one.target, getattr(one, "epoch", None), one.is_verdict) for one in named]
-
-    def name_by_id(self, named: Callable[[Target, int | None], Target]) -> None:
-        """Have sessions named as `named` says.
-
-        With an idempotency key it stays as it is, since that is what it is known by.
-        """
-        if self.idempotency_key is not None:
-            return
-        for one in self.operations:
-            if isinstance(one, Targeted) and one.id is None:
-                found = named(one.target, getattr(one, "epoch", None))
-                if isinstance(found, int):
-                    one.id, one.theme, one.key = session_text(found), None, None
 
     def fields(self, consumer: bytes | None) -> Fields:
         for position, one in enumerate(self.operations):

@@ -1,6 +1,6 @@
 """What operators are asked for: steps, each of which is one operation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -37,6 +37,10 @@ class Together(Protocol):
     """A transaction: a step at several operators at once."""
 
     at: dict[Any, None]  # the operators in whose queues it is
+
+    @property
+    def unheard(self) -> Collection[Any]:
+        """Those for which it is a verdict, if whoever gave it over HTTP has left."""
 
     def arrive(self) -> None:
         """Take note that it is its turn at one of them."""
@@ -99,9 +103,9 @@ def is_unheard(step: Step) -> bool:
     return step.callback is nobody or (who is not None and who.is_gone)
 
 
-def is_by_key(verdict: bytes) -> bool:
-    """Whether an encoded verdict names its session by its key."""
-    return isinstance(_values_of(verdict)[1], tuple)
+def is_verdict_unheard(step: Step) -> bool:
+    """Whether it is a verdict that came over HTTP, and whose caller has left."""
+    return step.is_verdict and step.caller is not None and step.caller.is_gone
 
 
 def _values_of(verdict: bytes) -> tuple[Any, ...]:

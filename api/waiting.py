@@ -10,16 +10,20 @@ sessions that somebody has to take care of. The patience of whoever asked may en
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from api.answers import SessionView
 from api.gateway import Gateway
+from cluster.failures import Overloaded
 from state import Applied, Failure, encode
 from state.errors import LimitExceeded
 from state.limits import HOUR_MS
 from state.operations import Acquire
 
 _LOOK_S = 1.0  # for what no hint has told of
+_LOOKS = 4096  # at so many themes in one turn of the loop
+PLACES_MAX = 262_144  # of waiters in the queues of their themes
+_RETRY_AFTER_MS = 1000
 
 Found = Callable[[list[SessionView] | Failure], object]
 
@@ -66,6 +70,7 @@ class Waiters:
         self._lines: dict[int, _Line] = {}  # by theme; none is empty
         self._timer: asyncio.TimerHandle | None = None
         self._is_stopped = False
+        self._places = 0  # that are taken
         self.acquires = 0  # asked of the cluster, since the start
         self.empty_answers = 0  # of these
         gateway.watchers.append(self)
@@ -91,6 +96,7 @@ class Waiters:
         if refused is not None or self._is_stopped:
             waiter.answer(refused or [])
             return waiter
+        self._places += len(waiter.themes)
         for theme in waiter.themes:
             line = self._lines.get(theme)
             if line is None:
@@ -104,7 +110,7 @@ class Waiters:
         return waiter
 
     def _refused(self, waiter: Waiter) -> Failure | None:
-        """Why the cluster would refuse it, whenever it is asked: known before anything is due."""
+        """Why the cluster would refuse it, whenever it is asked, or this node does."""
         limits = self._gateway.limits()
         for limit, value in (
             ("acquire_count", waiter.count),
@@ -113,6 +119,8 @@ class Waiters:
             bound = getattr(limits, limit)
             if value > bound:
                 return LimitExceeded(limit, value, bound)
+        if self._places + len(waiter.themes) > PLACES_MAX:
+            return Overloaded(_RETRY_AFTER_MS)
         return None
 
     def leave(self, waiter: Waiter) -> bool:
@@ -137,6 +145,7 @@ class Waiters:
 
     def _forget(self, waiter: Waiter) -> None:
         waiter.is_over = True
+        self._places -= len(waiter.themes)
         for theme in waiter.themes:
             line = self._lines[theme]
             del line.waiters[waiter]
@@ -194,8 +203,13 @@ class Waiters:
         self._timer = None
         if self._lines:
             self._timer = self._loop.call_later(_LOOK_S, self._look)
-            for theme in list(self._lines):
-                self._serve(theme)
+            self._look_at(list(self._lines))
+
+    def _look_at(self, themes: Sequence[int]) -> None:
+        for theme in themes[:_LOOKS]:
+            self._serve(theme)
+        if len(themes) > _LOOKS and not self._is_stopped:
+            self._loop.call_soon(self._look_at, themes[_LOOKS:])
 
     # What the node tells
 
@@ -208,5 +222,4 @@ class Waiters:
         """What is asked is asked of the new leader, by the node."""
 
     def on_installed(self) -> None:
-        for theme in list(self._lines):
-            self._serve(theme)
+        self._look_at(list(self._lines))

@@ -36,7 +36,7 @@ from state.limits import (
     TRACE_BYTES_MAX,
 )
 from state.operations import Cause, OnConflict
-from state.records import FIRST_EPOCH, ID_MASK, Consumer, HistoryEntry, Session, Theme
+from state.records import ID_MASK, Consumer, HistoryEntry, Session, Theme
 from state.results import Acquired, Created, Stored
 from state.tables import Tables
 from state.transitions import (
@@ -131,12 +131,14 @@ class Executor:
         tables.last_session_id = session_id = tables.last_session_id + 1
         chunks = [data] if data else []
         session = Session(session_id, theme, key, chunks, size_bytes, priority, now_ms, trace)
+        if key is not None:
+            session.epoch = tables.key_epoch
         if repeat_after_ms is not None:
             session.due_ms = now_ms + repeat_after_ms
             session.phase = STORED
         else:
             session.phase = ACTIVE
-            session.epoch = FIRST_EPOCH
+            session.epoch += 1
             session.attempts = 1
             if consumer_id is not None:
                 session.consumer = tables.open_consumer(consumer_id)
@@ -147,7 +149,8 @@ class Executor:
         self.events.append((_CREATED, session_id, theme_id, key, 1))
         if session.phase is READY:
             self.events.append((_READY, session_id, theme_id, key, 1))
-        return Created(session_id, session.epoch, 1, True)  # noqa: FBT003 - a field of a tuple
+        epoch = session.epoch if session.phase is ACTIVE else 0
+        return Created(session_id, epoch, 1, True)  # noqa: FBT003 - a field of a tuple
 
     def _new_with_held_key(self, holder: Session, data: bytes, on_conflict: int) -> Created:
         if on_conflict == OnConflict.RETURN_EXISTING:
@@ -390,10 +393,6 @@ class Executor:
         _, target, epoch, if_revision = operation
         session = self._claim(target, epoch, _REMOVE, if_revision)
         _REMOVE.check(session.phase, NOTHING)
-        if session.phase is ACTIVE:
-            consumer = session.consumer
-            if consumer is not None and consumer.seen_ms != self._tables.now_ms:
-                self._tables.see(consumer)
         if self._tables.unused:
             self._tables.use(session, epoch)
         self._tables.drop(session)
@@ -484,9 +483,6 @@ class Executor:
         session.updated_ms = now_ms
         if session.phase is ACTIVE:
             session.touched_ms = now_ms
-            consumer = session.consumer
-            if consumer is not None and consumer.seen_ms != now_ms:
-                self._tables.see(consumer)
 
     def _revise(self, session: Session) -> None:
         """Begin a change of a session that says nothing about its consumer."""
@@ -499,10 +495,7 @@ class Executor:
         """A sign of life from whoever operates a session."""
         if session.mark != self._ledger.mark:
             self._ledger.note(session)
-        session.touched_ms = now_ms = self._tables.now_ms
-        consumer = session.consumer
-        if consumer is not None and consumer.seen_ms != now_ms:
-            self._tables.see(consumer)
+        session.touched_ms = self._tables.now_ms
 
     def _activate(self, session: Session, rule: Rule, consumer: Consumer | None) -> Acquired:
         rule.check(session.phase, ACTIVE)

@@ -30,7 +30,7 @@ from state.records import (
 from state.results import pack_result
 from state.transitions import READY, STORED
 
-LAYOUT_VERSION = 3
+LAYOUT_VERSION = 4
 
 DIGEST_MASK = 2**60 - 1  # two digits of a Python int: 32 bytes a record
 
@@ -42,6 +42,7 @@ FIELDS: dict[int, tuple[str, ...]] = {
         "now_ms",
         "horizon",
         "last_session_id",
+        "key_epoch",
         "turn",
         "limits",
     ),

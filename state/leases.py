@@ -10,7 +10,7 @@ Nothing here is part of the state. What is stale is decided by `Session.deadline
 reaper's Store is applied; the calendar only knows where to look.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from heapq import heappop, heappush
 from itertools import islice
 
@@ -106,12 +106,44 @@ class LeaseCalendar:
                 self._look_at(entry, now_ms)
                 continue
             missing = count - len(found)
-            for session_id in islice(self._members(entry), missing):
-                session = self._session(session_id)
-                if session is not None:
-                    found[session_id] = session.epoch
+            before = len(found)
+            for session in islice(self._stale_of(entry, now_ms), missing):
+                found[session.session_id] = session.epoch
             if len(found) >= count:
                 break
+            if len(found) == before and not isinstance(entry, int):
+                self._put_off(entry, now_ms)
+
+    def _stale_of(self, entry: Entry, now_ms: int) -> Iterator[Session]:
+        """What is stale of an overdue entry.
+
+        Of a group whose consumer is silent, what somebody goes on with all the same is watched by
+        itself from now on.
+        """
+        if isinstance(entry, int):
+            session = self._session(entry)
+            if session is not None:
+                yield session
+            return
+        consumer_id, lease_ms = entry
+        consumer = self._consumer(consumer_id)
+        for session_id in () if consumer is None else consumer.groups.get(lease_ms, ()):
+            session = self._session(session_id)
+            if session is None or session.lease_bucket:
+                continue
+            deadline_ms = session.deadline_ms
+            if deadline_ms <= now_ms:
+                yield session
+            else:
+                session.lease_bucket = self._schedule(session_id, deadline_ms)
+
+    def _put_off(self, group: tuple[bytes, int], now_ms: int) -> None:
+        """Look at a group again in a while, all of which is watched one by one."""
+        del self._overdue[group]
+        consumer_id, lease_ms = group
+        consumer = self._consumer(consumer_id)
+        if consumer is not None:
+            consumer.buckets[lease_ms] = self._schedule(group, now_ms + lease_ms)
 
     def _look_at(self, entry: Entry, now_ms: int) -> None:
         """Put an entry where it belongs now: in a later bucket, among the overdue, or nowhere."""
@@ -145,13 +177,6 @@ class LeaseCalendar:
             del consumer.groups[lease_ms], consumer.buckets[lease_ms]
             return None
         return consumer.seen_ms + lease_ms
-
-    def _members(self, entry: Entry) -> Iterable[int]:
-        if isinstance(entry, int):
-            return (entry,)
-        consumer_id, lease_ms = entry
-        consumer = self._consumer(consumer_id)
-        return () if consumer is None else consumer.groups.get(lease_ms, ())
 
     def _schedule(self, entry: Entry, deadline_ms: int) -> int:
         number = deadline_ms // BUCKET_MS + 1  # so that it is over when its bucket comes up

@@ -136,9 +136,10 @@ class Loader:
 
 
 def _tables(fields: tuple[Any, ...]) -> Tables:
-    version, applied_index, term, now_ms, horizon, last_session_id, turn, limits = fields
+    version, applied_index, term, now_ms, horizon, *counters, limits = fields
     if version != LAYOUT_VERSION:
         raise ValueError(f"layout version {version} is not supported, only {LAYOUT_VERSION} is")
+    last_session_id, key_epoch, turn = counters
     settings = {}
     for name, value in limits:
         one = LIMIT_RANGES[name]
@@ -151,6 +152,7 @@ def _tables(fields: tuple[Any, ...]) -> Tables:
     horizon_ms, horizon_id = horizon
     tables.horizon = _int(horizon_ms, tables.now_ms) << ID_BITS | _int(horizon_id, ID_MASK)
     tables.last_session_id = _int(last_session_id, COUNTER_MAX)
+    tables.key_epoch = _int(key_epoch, SEQUENCE_MAX)
     tables.turn = _int(turn, SEQUENCE_MAX)
     return tables
 
@@ -164,7 +166,7 @@ def _theme(tables: Tables, fields: tuple[Any, ...]) -> Theme:
         one = POLICY_RANGES[name]
         _require(one.minimum <= _int(value, one.maximum), f"{name} is out of range")
     theme.policy = Policy(**settings)
-    _require(type(paused) in (bool, int), "paused is not a bool")
+    _require(type(paused) in (bool, int) and paused in {0, 1}, "paused is not a bool")
     theme.paused = bool(paused)
     theme.served = _int(served, tables.turn)
     return theme

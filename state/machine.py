@@ -445,6 +445,7 @@ class StateMachine:
                 tables.now_ms,
                 (tables.horizon >> ID_BITS, tables.horizon & ID_MASK),
                 tables.last_session_id,
+                tables.key_epoch,
                 tables.turn,
                 limits,
             )

@@ -26,7 +26,6 @@ from state.transitions import NOTHING, Phase
 META, THEME, CONSUMER, WINDOW, ANSWERS, RECEIPT, SESSION, CHECK = range(8)
 
 NEVER = -1
-FIRST_EPOCH = 1  # of a session that begins active
 
 ID_BITS = 64  # a session's id in the lower bits of its place in an index
 ID_MASK = (1 << ID_BITS) - 1
@@ -349,7 +348,10 @@ class Session(Record):
     def deadline_ms(self) -> int:
         """When its lease ends, or the time that it may go without progress, if that is sooner."""
         consumer = self.consumer
-        deadline_ms = (self.touched_ms if consumer is None else consumer.seen_ms) + self.lease_ms
+        seen_ms = self.touched_ms
+        if consumer is not None and consumer.seen_ms > seen_ms:
+            seen_ms = consumer.seen_ms
+        deadline_ms = seen_ms + self.lease_ms
         if self.progress_ms:
             return min(deadline_ms, self.touched_ms + self.progress_ms)
         return deadline_ms

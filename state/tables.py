@@ -24,7 +24,6 @@ from state.ordered import OrderedInts
 from state.records import (
     ANSWERS,
     CONSUMER,
-    FIRST_EPOCH,
     ID_BITS,
     ID_MASK,
     PRIORITY_SHIFT,
@@ -40,7 +39,7 @@ from state.records import (
     Theme,
     Window,
 )
-from state.results import Result
+from state.results import Created, Result
 from state.transitions import ACTIVE, NOTHING, PARKED, READY, RULES, STORED, Act
 
 _TICK = RULES[Act.TICK]
@@ -57,6 +56,9 @@ class Tables:
         self.now_ms = 0
         self.horizon = ID_MASK  # due_ms << 64 | id of the last sleeper that a Tick came to
         self.last_session_id = 0
+        # The highest epoch of the sessions with a key that are gone. Those to come begin above it:
+        # so no two sessions of a key share an epoch, and who shows one means one session.
+        self.key_epoch = 0
         self.turn = 0  # how many sessions were handed out in all
         self.sessions: dict[int, Session] = {}
         self.themes: dict[int, Theme] = {}
@@ -89,6 +91,8 @@ class Tables:
         self.leave(session)
         self._uncount(session)
         session.phase = NOTHING
+        if session.key is not None and session.epoch > self.key_epoch:
+            self.key_epoch = session.epoch
 
     def _count(self, session: Session) -> None:
         theme = session.theme
@@ -292,10 +296,14 @@ class Tables:
         Who shows the first one has had the answer to its New. In a transaction, which may come to
         nothing, that is no matter: the key is remembered for longer then.
         """
-        if epoch == FIRST_EPOCH and self.ledger.undo is None:
+        if epoch is not None and self.ledger.undo is None:
             key = self.unused.get(session.session_id)
-            if key is not None:
+            if key is not None and self._has_begun_in(epoch, self.receipts[key].result):
                 self.drop_receipt(key)
+
+    @staticmethod
+    def _has_begun_in(epoch: int, result: Result) -> bool:
+        return isinstance(result, Created) and result.epoch == epoch
 
     def expire_receipts(self, count: int) -> None:
         """Forget up to `count` idempotency keys whose time is over."""
@@ -338,11 +346,11 @@ class Tables:
 
     def scalars(self) -> tuple[int, ...]:
         """What a transaction may change that is in no record."""
-        return (self.last_session_id, self.turn)
+        return (self.last_session_id, self.key_epoch, self.turn)
 
     def undo(self, undos: list[Undo], scalars: tuple[int, ...]) -> None:
         """Put back what a failed transaction changed, so that it leaves no trace."""
-        self.last_session_id, self.turn = scalars
+        self.last_session_id, self.key_epoch, self.turn = scalars
         # The oldest word about a record is what it was before.
         before = {undo.record: undo for undo in reversed(undos)}
         sessions = [record for record in before if isinstance(record, Session)]

@@ -305,8 +305,6 @@ class Call:
             await self.authorize(Scope.OPERATE, (target,))
         epoch: int | None = getattr(asked, "epoch", None)
         operator = self.front.operators.operate(target, epoch) if epoch else None
-        if operator is not None and asked.idempotency_key is None:
-            target = operator.session_id  # see `Operators.named`
         encoded = asked.encoded_on(target, self.consumer)
         if operator is None:
             return await self.submit(encoded, is_ending=asked.is_ending)
@@ -319,6 +317,7 @@ class Call:
             return await self._in_time(begin)
         finally:
             caller.is_gone = True
+            self.front.operators.see_holder(operator)
 
     async def transact(
         self,
@@ -331,15 +330,20 @@ class Call:
 
         See `Operators.transact`.
         """
+        caller = Caller()
         transact = partial(
             self.front.operators.transact,
             shown,
             encoded,
             weight=weight,
             timeout_ms=self.timeout_ms,
+            caller=caller,
             late=abandoned,
         )
-        return _checked(await self.wait_for(transact, abandoned))
+        try:
+            return _checked(await self.wait_for(transact, abandoned))
+        finally:
+            caller.is_gone = True
 
     async def _in_time(self, begin: Callable[[Callable[[Result], None]], object]) -> Any:  # noqa: ANN401 - a result
         """Wait for the result of what may have to wait for its turn. Raises `Refusal`."""

@@ -225,7 +225,6 @@ async def transact(call: Call) -> web.Response:
     call.front.check(call.principal, Scope.OPERATE, *(one.theme for one in begun))
     await call.authorize(Scope.OPERATE, [target for target, _, _ in asked.shown])
     abandoned = partial(_give_back, call) if asked.idempotency_key is None else None
-    asked.name_by_id(call.front.operators.named)
     encoded = asked.encoded(call.consumer)
     result: Done = await call.transact(asked.shown, encoded, len(asked.operations), abandoned)
     for one in result.results:

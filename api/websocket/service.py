@@ -13,7 +13,7 @@ is.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -507,14 +507,7 @@ class Service:
         else:
             self._if_allowed(request.seq, (target,), partial(self._do, request, target))
 
-    def _named(self, request: ask.Targeted, target: op.Target) -> op.Target:
-        """By its id, if that can be: see `Operators.named`."""
-        if isinstance(target, int) or request.idempotency_key is not None:
-            return target
-        return self._operators.named(target, getattr(request, "epoch", None))
-
     def _do(self, request: Stepping, target: op.Target) -> None:
-        target = self._named(request, target)
         encoded = request.encoded_on(target, None)
         epoch = None if isinstance(request, ask.Unpark) else request.epoch
         if epoch is not None:
@@ -533,10 +526,9 @@ class Service:
 
     def _claim(self, request: ask.Touch, target: op.Target) -> None:
         name, touches = self._name_to_claim(request), (request,)
-        target = self._named(request, target)
         encoded = request.encoded_on(target, name)
         touched = self._touched(touches)
-        done = partial(self._transacted, request.seq, name, touches, touched, frozenset())
+        done = partial(self._transacted, request.seq, name, touches, touched)
         operator = self._operators.operate(target, request.epoch)
         if operator is not None:
             unclaimed = None if name is None else partial(request.encoded_on, target, None)
@@ -578,10 +570,8 @@ class Service:
         targets = tuple(target for target, _, _ in request.shown)
 
         def go_on() -> None:
-            request.name_by_id(self._operators.named)
             encoded, shown, touched = request.encoded(name), request.shown, self._touched(touches)
-            ended = frozenset(target for target, _, is_verdict in shown if is_verdict)
-            done = partial(self._transacted, request.seq, name, touches, touched, ended)
+            done = partial(self._transacted, request.seq, name, operations, touched)
             # What is given to who is gone is given back; what it touches may be another's by then.
             claims = name is not None and not gives
             self._operators.transact(
@@ -603,35 +593,27 @@ class Service:
         self,
         seq: int,
         name: bytes | None,
-        touches: Iterable[ask.Touch],
-        shown: list[tuple[int, int]],
-        ended: Collection[op.Target],
+        operations: Collection[ask.Request],
+        touched: list[tuple[int, int]],
         result: Result,
     ) -> None:
-        """Direct what was given or touched, and answer. `shown` is what is touched, as of before.
-
-        `ended` is what its own verdicts have ended.
-
-        Behind a key there may be another session by now, which nobody has shown the epoch of. What
-        has the consumer's name is its own in any case.
-        """
+        """Direct what was given or touched, and answer. `touched` is as this node had it before."""
+        named = [one for one in operations if isinstance(one, ask.Targeted)]
+        ended = {one.target for one in named if one.is_verdict}
         given: list[tuple[int, int]] = []
         missed: list[tuple[int, int]] = []
         if isinstance(result, Done):
-            given += (
-                (one.session_id, one.epoch)
-                for one in result.results
-                if isinstance(one, Created | Acquired) and one.epoch
-            )
+            given += _given_by(operations, result, ended)
         if isinstance(result, Failure):
-            self._consumer.doubts(result, shown)
+            self._consumer.doubts(result, touched)
         elif name is not None:
-            for session_id, epoch in self._touched(touches):
+            touches = [one for one in named if isinstance(one, ask.Touch)]
+            for one, (session_id, epoch) in zip(touches, self._touched(touches), strict=True):
                 is_taken = self._consumer.take(session_id, epoch, is_known=True)
-                if not is_taken and session_id not in ended:
+                if not (is_taken or ended & {one.target, session_id}):
                     missed.append((session_id, epoch))
         elif not self._is_draining:
-            given += shown
+            given += touched
 
         def told() -> None:
             if isinstance(result, Done):
@@ -728,6 +710,21 @@ def _gives(operation: ask.TxnRequest) -> bool:
             return True
         case _:
             return False
+
+
+def _given_by(
+    operations: Iterable[ask.Request], done: Done, ended: Collection[op.Target]
+) -> Iterator[tuple[int, int]]:
+    """What a transaction has given to whoever asked for it, and has not ended itself."""
+    for one, result in zip(operations, done.results, strict=True):
+        if isinstance(result, Created | Acquired) and result.epoch:
+            names: list[op.Target] = [result.session_id]
+            if isinstance(one, ask.Targeted):
+                names.append(one.target)
+            elif isinstance(one, ask.New) and one.key is not None:
+                names.append((one.theme, ask.key_of(one.key)))
+            if not any(name in ended for name in names):
+                yield result.session_id, result.epoch
 
 
 def _without_key(request: ask.Request) -> None:

@@ -5,7 +5,7 @@ The file begins with a header in a sector of its own:
 | Offset | Field                                                                     |
 | ------ | ------------------------------------------------------------------------- |
 | 0      | magic, 8 bytes: `RtnlJrnl`                                                |
-| 8      | format version, u32: 2                                                    |
+| 8      | format version, u32: 3                                                    |
 | 12     | CRC32C of the 12 bytes before it, u32: so far every version is the same   |
 | 16     | segment number, u64                                                       |
 | 24     | number of the segment's first frame, u64                                  |
@@ -48,7 +48,7 @@ from crc32c import crc32c
 from cluster.storage.disk import Buffer, File
 from cluster.storage.errors import DamagedError, OtherVersionError
 
-VERSION = 2  # to be raised as well when the operations that are in records have another form
+VERSION = 3  # to be raised, too, when the operations in records have another form or effect
 MAGIC = b"RtnlJrnl"
 TAG_BYTES = 8
 SECTOR_BYTES = 512

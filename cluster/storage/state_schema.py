@@ -1,4 +1,4 @@
-"""The tables of `state.db`, format version 3, and how items become their rows.
+"""The tables of `state.db`, format version 4, and how items become their rows.
 
 The columns of a record are its fields, by the names that `state.FIELDS` gives them. What is no
 plain value is JSON where somebody may want to read it (policies, histories, limits), and msgpack
@@ -31,7 +31,7 @@ from state.records import (
     Identity,
 )
 
-FORMAT_VERSION = 3  # also in `user_version`; to be raised whenever LAYOUT_VERSION is
+FORMAT_VERSION = 4  # also in `user_version`; to be raised whenever LAYOUT_VERSION is
 APPLICATION_ID = 0x52746E6C  # "Rtnl", where `file` and SQLite look for whose file it is
 PAGE_BYTES = 16_384
 
@@ -54,6 +54,7 @@ SCHEMA: dict[str, str] = {
     now_ms INTEGER NOT NULL,
     horizon TEXT NOT NULL,
     last_session_id INTEGER NOT NULL,
+    key_epoch INTEGER NOT NULL,
     turn INTEGER NOT NULL,
     limits TEXT NOT NULL
 )""",
@@ -182,15 +183,15 @@ def _unpacked(data: bytes | None) -> Any:  # noqa: ANN401 - whatever was packed
 
 
 def _meta_row(fields: Row) -> Row:
-    version, applied_index, term, now_ms, horizon, last_session_id, turn, limits = fields
+    version, applied_index, term, now_ms, horizon, *counters, limits = fields
     horizon, limits = _json(horizon), _json(dict(limits))
-    return (version, applied_index, term, now_ms, horizon, last_session_id, turn, limits)
+    return (version, applied_index, term, now_ms, horizon, *counters, limits)
 
 
 def _meta_fields(row: Row) -> Row:
-    version, applied_index, term, now_ms, horizon, last_session_id, turn, limits = row
+    version, applied_index, term, now_ms, horizon, *counters, limits = row
     horizon, limits = tuple(json.loads(horizon)), tuple(json.loads(limits).items())
-    return (version, applied_index, term, now_ms, horizon, last_session_id, turn, limits)
+    return (version, applied_index, term, now_ms, horizon, *counters, limits)
 
 
 def _theme_row(fields: Row) -> Row:

@@ -1,10 +1,10 @@
 """What sessions have in common, with and without an event loop."""
 
-import asyncio
 import contextlib
 import logging
 import warnings
 from collections.abc import Iterable, Sequence
+from typing import ClassVar
 
 from ritornello import fields as say
 from ritornello.core.core import Core
@@ -19,10 +19,6 @@ _log = logging.getLogger("ritornello")
 TOLD_TO_STOP = "whoever worked on it was told to stop"  # a reason
 
 
-# What ends a program, or a task, and is no failure of the work.
-_STOPS = (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit)
-
-
 class NoVerdictWarning(UserWarning):
     """A session was left without a verdict, and so it was stored."""
 
@@ -30,6 +26,8 @@ class NoVerdictWarning(UserWarning):
 class HeldSession:
     """A session that is held, and what is known of it."""
 
+    # What ends a program, or a task, and is no failure of the work.
+    _stops: ClassVar[tuple[type[BaseException], ...]] = (KeyboardInterrupt, SystemExit)
     _is_owner = False
 
     def __init__(self, core: Core, held: Held, view: SessionView) -> None:
@@ -193,7 +191,7 @@ class HeldSession:
         cause: StoreCause
         if error is None:
             cause, reason = "failed", "it was left without a verdict"
-        elif not is_told or not isinstance(error, _STOPS):
+        elif not is_told or not isinstance(error, self._stops):
             cause, reason = "failed", type(error).__qualname__
         else:
             cause, reason = "shutdown", TOLD_TO_STOP

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Coroutine, Generator
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from ritornello import fields as say
 from ritornello.core.frames import Message
@@ -29,6 +29,13 @@ class Session(HeldSession):
     Every operation takes a `timeout` in seconds for all that is tried, and raises
     `RitornelloError`.
     """
+
+    _stops: ClassVar[tuple[type[BaseException], ...]] = (
+        asyncio.CancelledError,
+        GeneratorExit,
+        KeyboardInterrupt,
+        SystemExit,
+    )
 
     def __init__(self, front: Front, held: Held, view: SessionView) -> None:
         """Not for users: a `Client` or a `Worker` makes it."""

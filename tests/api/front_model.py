@@ -10,7 +10,7 @@ The steps, and how to play them, are in `test_front_model`.
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from random import Random
 from typing import Any, NamedTuple, NoReturn
 
@@ -583,9 +583,6 @@ class World:
     ) -> None:
         """Have something done by the operators of sessions, or by the cluster if there are none."""
         operations = [one.operation for one in asks]
-        if idempotency_key is None:
-            named = node.operators.named
-            operations = [replace(one, target=named(one.target, one.epoch)) for one in operations]
         asked: Operation = op.Txn((*operations, *extra)) if is_txn else operations[0]
         if idempotency_key is not None:
             asked = op.Idempotent(idempotency_key, 10**7, asked)

@@ -405,6 +405,34 @@ def test_a_verdict_over_http_whose_caller_has_left_is_not_refused_in_silence(
     assert at.phase(session_id) is (Phase.ACTIVE if name is None else Phase.STORED)
 
 
+@pytest.mark.parametrize("how", ["behind", "late", "inside"])
+def test_a_verdict_over_http_that_a_transaction_kept_from_being_done_gives_the_session_up(
+    at: Setting, how: str
+) -> None:
+    (created,) = at.cluster.do(op.New(THEME, consumer=b"~/http-worker"))
+    session_id, caller = created.session_id, Caller()
+    operator = at.operators.begin(session_id, 1, None)
+    remove = op.Remove(session_id, 1, 9 if how == "inside" else None)
+    other = remove if how == "inside" else op.Append(session_id, 1, b"x", 9)
+    at.operators.transact(
+        [(session_id, 1, how == "inside")],
+        encode(op.Txn((other,))),
+        Answers(),
+        weight=1,
+        caller=caller,
+    )
+    if how == "late":  # it waits behind another verdict in doubt
+        at.node.expire()
+    if how != "inside":
+        step = Step(encode(remove), Answers(), is_verdict=True, is_ending=True, caller=caller)
+        operator.ask(step)
+    caller.is_gone = True
+    at.node.commit_all()
+    at.cluster.loop.advance(60)
+    at.node.commit_all()
+    assert at.phase(session_id) in {None, Phase.STORED}
+
+
 def test_who_is_told_of_a_refused_verdict_over_http_keeps_the_session(at: Setting) -> None:
     (created,) = at.cluster.do(op.New(THEME, consumer=b"~/http-worker"))
     operator = at.operators.begin(created.session_id, 1, None)
@@ -412,6 +440,25 @@ def test_who_is_told_of_a_refused_verdict_over_http_keeps_the_session(at: Settin
     operator.ask(Step(remove, Answers(), is_verdict=True, is_ending=True, caller=Caller()))
     at.node.commit_all()
     assert at.phase(created.session_id) is Phase.ACTIVE
+
+
+def test_a_consumer_whose_session_is_touched_over_http_is_told_at_once(at: Setting) -> None:
+    at.operators.see_holder(at.operator)
+    assert not at.consumer.lost
+    at.cluster.do(op.Touch(at.id, 1, b"~/http-worker"))
+    at.operators.see_holder(at.operator)
+    assert at.consumer.lost == [(at.id, "resumed")]
+    assert at.operators.lost == 1
+    at.operators.see_holder(at.operator)
+    assert at.operators.lost == 1
+
+
+def test_what_is_released_is_not_counted_as_lost(at: Setting) -> None:
+    at.consumer.is_gone = True
+    at.operators.release(at.consumer, Cause.DISCONNECTED, "it left")
+    at.node.commit_all()
+    assert at.phase() is Phase.STORED
+    assert at.operators.lost == 0
 
 
 def test_a_verdict_over_http_that_could_not_be_sent_is_tried_again_when_its_caller_has_left(
@@ -461,41 +508,6 @@ def test_a_transaction_of_who_is_gone_claims_nothing_either(at: Setting) -> None
     at.node.commit_all()
     assert at.node.is_held(at.id, 1, other)
     assert at.session().chunks == [b"x", b"y"]
-
-
-def test_an_old_answer_under_a_key_ends_no_operator(at: Setting) -> None:
-    """It is about a session that had the same key, in the same epoch, before."""
-    remove = op.Idempotent(b"once", 10**6, op.Remove((THEME, b"k"), 1))
-    before = at.new(key=b"k")
-    at.cluster.do(remove)
-    assert at.phase(before) is None
-    keyed = at.new(key=b"k")
-    operator = at.operators.begin(keyed, 1, at.consumer)
-    step = Step(encode(remove), Answers(), is_verdict=True, is_ending=True, asker=at.consumer)
-    operator.ask(step)
-    at.node.commit_all()
-    assert (at.consumer.ended, at.consumer.lost, operator.has_ended) == ([], [], False)
-    operator.ask(step)
-    at.node.expire()
-    at.node.sent.clear()
-    at.cluster.loop.advance(BACKOFF_MAX_S)  # the same by a retry
-    at.node.commit_all()
-    assert (at.consumer.ended, at.consumer.lost, operator.has_ended) == ([], [], False)
-
-
-def test_a_verdict_by_key_is_not_tried_again_when_its_session_is_over(at: Setting) -> None:
-    keyed = at.new(key=b"k")
-    remove = op.Idempotent(b"once", 10**6, op.Remove((THEME, b"k"), 1))
-    operator = at.operators.begin(keyed, 1, at.consumer)
-    step = Step(encode(remove), Answers(), is_verdict=True, is_ending=True, asker=at.consumer)
-    operator.ask(step)
-    at.node.expire()
-    at.node.sent.clear()
-    at.node.commit(op.Remove(keyed, 1), op.New(THEME, b"k"))
-    at.cluster.loop.advance(BACKOFF_MAX_S)
-    at.node.commit_all()
-    assert at.phase(keyed + 1) is Phase.ACTIVE
-    assert at.consumer.asked == 0
 
 
 def test_a_verdict_that_is_refused_in_the_end_leaves_the_session_to_who_has_resumed_it(

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from api import waiting
 from api.waiting import Waiter, Waiters
 from cluster.failures import Overloaded
 from state import Failure
@@ -222,3 +223,31 @@ def test_a_crowd_costs_what_it_gets(at: Setting, monkeypatch: pytest.MonkeyPatch
     assert looks < 6000
     assert at.waiters.acquires == 2000
     assert at.waiters.empty_answers == 0
+
+
+def test_so_many_places_in_queues_are_taken_and_no_more(
+    at: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "PLACES_MAX", 4)
+    first, _ = at.wait(1, 2)
+    at.wait(1, 2)
+    refused, answers = at.wait(1)
+    assert refused.is_over
+    (answer,) = answers
+    assert isinstance(answer, Overloaded)
+    at.waiters.leave(first)
+    _, answers = at.wait(1, 2)
+    assert not answers
+
+
+def test_who_waits_for_many_themes_is_looked_at_in_many_turns(
+    at: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "_LOOKS", 3)
+    waiting_for = [at.wait(theme)[1] for theme in range(1, 11)]
+    monkeypatch.setattr(at.waiters, "on_applied", lambda _: None)  # no hint comes
+    for theme in range(1, 11):
+        at.store(theme=theme)
+    at.cluster.loop.advance(2)
+    at.node.commit_all()
+    assert all(map(ids, waiting_for))

@@ -173,6 +173,7 @@ class ModelState:
     themes: dict[int, ModelTheme] = field(default_factory=dict)
     consumers: dict[bytes, int] = field(default_factory=dict)  # when it was seen
     last_session_id: int = 0
+    key_epoch: int = 0  # the highest of the sessions with a key that are gone
     turn: int = 0
     # Of the batch at hand:
     handed_out: int = 0
@@ -237,7 +238,7 @@ class Model:
     def deadline_ms(self, session: ModelSession) -> int:
         seen_ms = session.touched_ms
         if session.consumer is not None:
-            seen_ms = self.state.consumers[session.consumer]
+            seen_ms = max(seen_ms, self.state.consumers[session.consumer])
         deadline_ms = seen_ms + session.lease_ms
         if session.progress_ms:
             deadline_ms = min(deadline_ms, session.touched_ms + session.progress_ms)
@@ -440,10 +441,11 @@ class Model:
 
     def _use(self, session: ModelSession, epoch: int | None) -> None:
         """Forget the key of a session that is changed by whoever was given it when it began."""
-        if epoch != 1 or self.is_in_txn:
+        if self.is_in_txn:
             return
         for key, receipt in list(self.receipts.items()):
-            if receipt.unused_id == session.session_id:
+            began = isinstance(receipt.result, Created) and receipt.result.epoch == epoch
+            if receipt.unused_id == session.session_id and began:
                 del self.receipts[key]
 
     # Sessions
@@ -478,6 +480,8 @@ class Model:
         if theme.policy.max_sessions:
             population = len(self.of_theme(operation.theme))
             _keep_below("max_sessions", population + 1, theme.policy.max_sessions)
+        if operation.key is not None:
+            session.epoch = state.key_epoch
         repeat_after_ms = operation.repeat_after_ms
         if repeat_after_ms is not None:
             self._check_repeat(repeat_after_ms)
@@ -486,7 +490,8 @@ class Model:
             self._check_room(operation.theme)
             session.consumer = self._see(operation.consumer)
             session.phase = Phase.ACTIVE
-            session.epoch = session.attempts = 1
+            session.epoch += 1
+            session.attempts = 1
             session.lease_ms = theme.policy.lease_ms
             session.progress_ms = theme.policy.progress_ms
         state.last_session_id += 1
@@ -496,7 +501,8 @@ class Model:
         self._move(Phase.NOTHING, Act.NEW, session)
         if self.phase(session) is Phase.READY:
             self._emit(EventKind.READY, session)
-        return Created(session.session_id, session.epoch, 1, created=True)
+        epoch = session.epoch if repeat_after_ms is None else 0
+        return Created(session.session_id, epoch, 1, created=True)
 
     def _new_with_held_key(self, operation: New, holder: ModelSession) -> Result:
         source = self.phase(holder)
@@ -555,6 +561,8 @@ class Model:
         self._renew_if_active(session)
         source = self.phase(session)
         del self.state.sessions[session.session_id]
+        if session.key is not None:
+            self.state.key_epoch = max(self.state.key_epoch, session.epoch)
         self._emit(EventKind.REMOVED, session)
         self.state.moves.append((source, Act.REMOVE, Phase.NOTHING))
         return session.revision
@@ -839,8 +847,6 @@ class Model:
     def _renew_if_active(self, session: ModelSession) -> None:
         if session.phase is Phase.ACTIVE:
             session.touched_ms = self.now_ms
-            if session.consumer is not None:
-                self.state.consumers[session.consumer] = self.now_ms
 
     def _activate(self, session: ModelSession, act: Act, consumer: bytes | None) -> Acquired:
         policy = self.state.themes[session.theme].policy

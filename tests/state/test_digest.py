@@ -294,7 +294,9 @@ def test_no_field_of_a_session_was_forgotten_above() -> None:
     assert set(Theme.__slots__) - {"counts", "keys", "policy", "ready", "roll", "size_bytes"} == own
 
 
-@pytest.mark.parametrize("name", ["term", "now_ms", "horizon", "last_session_id", "turn"])
+@pytest.mark.parametrize(
+    "name", ["term", "now_ms", "horizon", "last_session_id", "key_epoch", "turn"]
+)
 def test_each_number_of_the_state_is_in_it(name: str) -> None:
     machine = prepared()
     tables = machine.state._tables  # noqa: SLF001 - see above

@@ -121,7 +121,7 @@ class Pair:
             created = driver.do(New(2**32 - 1, b"a key that nobody fuzzed", b"data"))
             assert isinstance(created, Created)
             assert created.created
-            assert driver.do(Append(created.session_id, 1, b"more")) == 2
+            assert driver.do(Append(created.session_id, created.epoch, b"more")) == 2
             session = driver.machine.session(created.session_id)
             assert session is not None
             assert session.data == b"datamore"

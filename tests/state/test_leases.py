@@ -248,7 +248,9 @@ class Model:
         return {one for one, watched in self.sessions.items() if self._end_ms(watched) <= now_ms}
 
     def _end_ms(self, watched: Watched) -> int:
-        sign_ms = watched.touched_ms if watched.consumer is None else self.seen[watched.consumer]
+        sign_ms = watched.touched_ms
+        if watched.consumer is not None:
+            sign_ms = max(sign_ms, self.seen[watched.consumer])
         end_ms = sign_ms + watched.lease_ms
         if watched.progress_ms:
             return min(end_ms, watched.touched_ms + watched.progress_ms)
@@ -333,7 +335,7 @@ def _act_on(machine: Machine, model: Model, action: str, target: int, name: byte
     machine.do(operations[action])
     if action == "rebind" and name is not None:
         watched.consumer = name
-    model.see(watched.consumer, now_ms)
+        model.see(name, now_ms)
     watched.touched_ms = now_ms
     if action in {"remove", "store"}:
         del model.sessions[target]
@@ -353,18 +355,14 @@ def test_each_stays_alive_by_its_own_operations() -> None:
 @pytest.mark.parametrize(
     "operation",
     [
-        Append(1, 1, b"x"),
-        Touch(1, 1),
-        Remove(1, 1),
-        Store(1, 1, 60_000),
-        Park(1, 1),
+        Touch(1, 1, b"c"),
         New(1, consumer=b"c"),
         Acquire((9,), 1, b"c"),
         Heartbeat(b"c"),
     ],
     ids=lambda one: type(one).__name__,
 )
-def test_a_consumer_is_alive_that_does_anything(operation: Operation) -> None:
+def test_a_consumer_is_alive_that_asks_for_anything_under_its_name(operation: Operation) -> None:
     machine = Machine()
     machine.do(*(New(1, consumer=b"c") for _ in range(3)), New(1, consumer=b"other"))
     machine.do(Tick(LEASE_MS - 1), operation)
@@ -372,6 +370,23 @@ def test_a_consumer_is_alive_that_does_anything(operation: Operation) -> None:
     assert stale_ids(machine) == [4]
     machine.do(Tick(2 * LEASE_MS + BUCKET_MS))
     assert {2, 3, 4} <= set(stale_ids(machine))
+
+
+@pytest.mark.parametrize("operation", [Append(1, 1, b"x"), Replace(1, 1, b"x"), Touch(1, 1)])
+def test_what_somebody_goes_on_with_keeps_nothing_else_of_a_silent_consumer(
+    operation: Operation,
+) -> None:
+    machine = Machine()
+    machine.do(*(New(1, consumer=b"c") for _ in range(3)))
+    for step in range(1, 6):
+        machine.do(Tick(step * (LEASE_MS - 1)), operation)
+        assert stale_ids(machine) == ([] if step == 1 else [2, 3])
+        assert set(machine.state.stale(1)) <= {(2, 1), (3, 1)}
+    reap(machine)
+    machine.do(Tick(6 * (LEASE_MS - 1)), Heartbeat(b"c"))
+    assert not stale_ids(machine)
+    machine.do(Tick(7 * LEASE_MS + 2 * BUCKET_MS))
+    assert stale_ids(machine) == [1]
 
 
 def test_a_release_is_no_sign_of_life() -> None:
@@ -447,7 +462,7 @@ def test_who_left_is_not_found() -> None:
     machine.do(Tick(LEASE_MS + BUCKET_MS))
     assert stale_ids(machine) == [1, 2, 3, 4, 5, 6, 7, 8]
     # Overdue, but the reaper was not there yet: they may leave by themselves, or live on.
-    machine.do(Remove(1, 1), Store(2, 1), Park(3, 1), Touch(4, 1), Remove(5, 1))
+    machine.do(Remove(1, 1), Store(2, 1), Park(3, 1), Touch(4, 1), Remove(5, 1), Heartbeat(b"c"))
     assert not stale_ids(machine)
     machine.do(Tick(2 * LEASE_MS + 2 * BUCKET_MS))
     assert stale_ids(machine) == [4, 6, 7, 8]

@@ -135,6 +135,7 @@ class Conversation:
         if request.is_verdict and not request.is_asked:
             self.ask(request)  # whoever gave it was interrupted as he did
         if request.is_verdict:
+            request.deadline_s = FOREVER
             for held in request.held:
                 self.leave(held)
             return

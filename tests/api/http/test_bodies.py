@@ -285,9 +285,10 @@ async def _live(caller: Client, key: str, data: bytes) -> None:
     read = await caller.get(session)
     assert read.json["key"] == key
     assert (await caller.get(session, headers=BYTES)).body == data
-    appended = await caller.post(f"{session}/append", msgpack={"data": data, "epoch": 1})
+    epoch = created.json["epoch"]
+    appended = await caller.post(f"{session}/append", msgpack={"data": data, "epoch": epoch})
     assert appended.status == 200
-    remove = {"op": "remove", "theme": 7, "key": key, "epoch": 1}
+    remove = {"op": "remove", "theme": 7, "key": key, "epoch": epoch}
     assert (await caller.post("/v1/txn", json={"operations": [remove]})).status == 200
 
 

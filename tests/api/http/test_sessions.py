@@ -4,7 +4,6 @@ import asyncio
 import base64
 from typing import Any
 
-import msgpack
 import pytest
 
 from api.steps import Step
@@ -240,24 +239,3 @@ async def test_a_transaction_waits_for_its_turn_at_each_of_its_sessions(
     assert (await transacting).status == 200
     read = await caller.get(f"/v1/sessions/{session_id}", headers=BYTES)
     assert read.body == b"ab", "one had its turn at last, and the other not"
-
-
-async def test_what_is_held_is_worked_on_by_its_id_whatever_the_key_names_by_then(
-    running: Running, caller: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path, gateway = "/v1/themes/7/keys/k", running.front.gateway
-    created = await caller.post("/v1/themes/7/sessions", json={"key": "k"})
-    said: list[Any] = []
-    submit = gateway.submit
-
-    def noted(encoded: bytes, callback: Any, **how: Any) -> None:
-        said.append(msgpack.unpackb(encoded, raw=True))
-        submit(encoded, callback, **how)
-
-    monkeypatch.setattr(gateway, "submit", noted)
-    assert (await caller.post(f"{path}/append", b"a", epoch=1)).status == 200
-    remove = {"op": "remove", "theme": 7, "key": "k", "epoch": 1}
-    assert (await caller.post("/v1/txn", json={"operations": [remove]})).status == 200
-    number = int(created.json["id"], 16)
-    assert said[0][1] == number
-    assert said[1][1][0][1] == number

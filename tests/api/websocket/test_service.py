@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import ANY
 
-import msgpack
 import pytest
 from aiohttp import ClientSession
 
@@ -794,32 +793,36 @@ async def test_scopes_and_themes_hold_for_every_request(tmp_path: Path) -> None:
         assert (await working.error("append", id="999", epoch=1))["code"] == "session_not_found"
 
 
-async def test_what_is_held_is_worked_on_by_its_id_whatever_the_key_names_by_then(
-    node: Running, ws: Client, monkeypatch: pytest.MonkeyPatch
+async def test_what_shows_an_epoch_is_never_done_to_the_next_session_of_the_key(ws: Client) -> None:
+    first = await ws.ask("new", theme=THEME, key="k")
+    held = {"theme": THEME, "key": "k"}
+    await ws.ask("remove", **held, epoch=first["epoch"])
+    second = await ws.ask("new", theme=THEME, key="k")
+    late = await ws.ask("remove", **held, epoch=first["epoch"])
+    assert late["error"]["code"] == "lease_lost"
+    assert (await ws.ask("append", **held, epoch=second["epoch"], text="a"))["revision"] == 2
+
+
+@pytest.mark.parametrize("by_key", [False, True])
+@pytest.mark.parametrize("how", ["take", "new", "touch"])
+async def test_what_a_transaction_gives_and_ends_is_not_told_to_be_lost(
+    ws: Client, how: str, *, by_key: bool
 ) -> None:
-    created = await ws.ask("new", theme=THEME, key="k")
-    session = {"theme": THEME, "key": "k", "epoch": 1}
-    said: list[Any] = []
-    submit = node.front.gateway.submit
-
-    def noted(encoded: bytes, callback: Any, **how: Any) -> None:
-        said.append(msgpack.unpackb(encoded, raw=True))
-        submit(encoded, callback, **how)
-
-    monkeypatch.setattr(node.front.gateway, "submit", noted)
-    number = int(created["id"], 16)
-    await ws.ask("append", **session, text="a")
-    await ws.ask("touch", **session)
-    await ws.ask("txn", operations=[{"op": "append", **session, "text": "b"}])
-    await ws.ask("append", **session, text="c", idempotency_key="once")
-    assert (await ws.ask("append", **session, text="c", idempotency_key="once"))["revision"] == 4
-    await ws.ask("remove", **session)
-    append, touch, txn, once, again, remove = [one for one in said if one[0] != HEARTBEAT]
-    assert [append[1], touch[1], remove[1]] == [number] * 3
-    assert txn[1][0][1] == number
-    # Under a key it is the same each time, so that it is known again.
-    assert once == again
-    assert once[3][1] == [THEME, b"k"]
+    created = await ws.ask(
+        "new", theme=THEME, key="k", **({} if how == "touch" else {"repeat_after": 0})
+    )
+    name = {"theme": THEME, "key": "k"} if by_key else {"id": created["id"]}
+    if how == "new":
+        name = {"theme": THEME, "key": "other"}
+        first: dict[str, Any] = {"op": "new", **name}
+    else:
+        first = {"op": how, **name}
+    if how == "touch":
+        first["epoch"] = 1
+    done = await ws.ask("txn", operations=[first, {"op": "remove", **name, "epoch": 1}])
+    assert "error" not in done
+    assert (await ws.ask("heartbeat"))["held"] == 0
+    assert not [one for one in ws.pushes if one["push"] == "lease_lost"]
 
 
 async def test_who_cannot_be_told_the_theme_of_what_it_resumes_is_told_why(

@@ -38,7 +38,7 @@ from tests.simulation.disk import Operation, VirtualDirectory
 SETTINGS = JournalSettings(
     segment_bytes=8192, frame_max_bytes=1 << 18, spares_max=1, recycled_max=1
 )
-GOLDEN = Path(__file__).parent / "golden" / "segment-v2.hex"
+GOLDEN = Path(__file__).parent / "golden" / "segment-v3.hex"
 FIRST, SECOND, THIRD = (f"segment-{number:016}" for number in (1, 2, 3))
 
 

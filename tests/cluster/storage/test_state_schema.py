@@ -49,7 +49,7 @@ from tests.cluster.storage.state_files import (
 )
 from tests.state.driver import Driver
 
-GOLDEN = Path(__file__).parent / "golden" / "state_schema_3.sql"
+GOLDEN = Path(__file__).parent / "golden" / "state_schema_4.sql"
 
 INT63 = 2**63 - 1
 
@@ -66,7 +66,7 @@ def read(path: str | Path, sql: str) -> list[tuple[Any, ...]]:
         return connection.execute(sql).fetchall()
 
 
-def test_version_2_is_what_it_was(file: StateFile, tmp_path: Path, rewrite: bool) -> None:
+def test_the_version_is_what_it_was(file: StateFile, tmp_path: Path, rewrite: bool) -> None:
     checkpoint(file, StateMachine())
     file.copy(str(tmp_path / "copy"))
     lines = [
@@ -82,7 +82,7 @@ def test_version_2_is_what_it_was(file: StateFile, tmp_path: Path, rewrite: bool
 
 def test_a_new_layout_needs_a_new_format() -> None:
     # Whoever changes state/layout.py has to think of the files that are there already.
-    assert (LAYOUT_VERSION, FORMAT_VERSION) == (3, 3)
+    assert (LAYOUT_VERSION, FORMAT_VERSION) == (4, 4)
 
 
 def test_columns_are_the_fields_of_the_records(file: StateFile, tmp_path: Path) -> None:
@@ -140,7 +140,9 @@ def test_a_failure_keeps_its_numbers() -> None:
 
 def meta(horizon: tuple[int, int] = (2**48 - 1, 2**64 - 1)) -> Item:
     limits = tuple((name, one.maximum) for name, one in LIMIT_RANGES.items())
-    return Item(META, 0, (LAYOUT_VERSION, 9, INT63, 2**48 - 1, horizon, 2**48 - 1, INT63, limits))
+    return Item(
+        META, 0, (LAYOUT_VERSION, 9, INT63, 2**48 - 1, horizon, 2**48 - 1, INT63, INT63, limits)
+    )
 
 
 def session(

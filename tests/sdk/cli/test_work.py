@@ -68,8 +68,9 @@ def test_data_goes_in_and_what_is_said_is_kept(shell: Shell, client: Client, the
     )
     said = run(shell, theme, script)
     assert "to people" in said.errors
-    text = f"ship it\n{created.id} {theme} order-1 1 1\n"
-    assert client.get(created.id).chunks == (b"ship it\n", text.encode())
+    found = client.get(created.id)
+    text = f"ship it\n{created.id} {theme} order-1 {found.epoch} 1\n"
+    assert found.chunks == (b"ship it\n", text.encode())
 
 
 def test_a_command_need_not_listen(shell: Shell, client: Client, theme: int) -> None:

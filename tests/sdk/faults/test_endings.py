@@ -32,6 +32,7 @@ from ritornello.errors import (
     LimitExceeded,
     NotConnected,
     RitornelloError,
+    SessionNotFound,
 )
 from ritornello.testing import LocalServer
 from tests.sdk.faults.sessions import THEME, TOO_LARGE
@@ -378,6 +379,33 @@ async def test_what_fails_without_an_error_counts_for_the_budget(client: Client,
     causes = {one.cause for one in (await client.get((11, how))).history}
     assert causes - {"shutdown"} == {"failed"}  # it may have been handed out once more
     await client.remove((11, how))
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, GeneratorExit])
+def test_in_a_thread_nothing_tells_a_session_to_stop_but_the_end_of_the_program(
+    still_client: ritornello.sync.Client, error: type[BaseException]
+) -> None:
+    key = f"still {error.__name__}"
+    with pytest.raises(error), still_client.new(THEME, key=key):
+        raise error
+    assert comes_back_still(still_client, key) == "failed"
+
+
+async def test_a_verdict_whose_caller_has_left_is_done_however_long_that_takes(
+    local: LocalServer, client: Client
+) -> None:
+    session = await client.new(THEME)
+    refusing = local.faults.refuse()
+    local.faults.cut()
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(session.remove(timeout=0.4), 0.1)
+    await asyncio.sleep(0.6)
+    refusing.end()
+    async with asyncio.timeout(10):
+        with pytest.raises(SessionNotFound):
+            while True:
+                await client.get(session.id)
+                await asyncio.sleep(0.02)
 
 
 async def test_a_worker_ends_with_its_client(local: LocalServer) -> None:

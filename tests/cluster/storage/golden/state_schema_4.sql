@@ -1,6 +1,6 @@
 -- application_id 1383362156
 
--- user_version 3
+-- user_version 4
 
 -- page_size 16384
 
@@ -24,6 +24,7 @@ CREATE TABLE meta (
     now_ms INTEGER NOT NULL,
     horizon TEXT NOT NULL,
     last_session_id INTEGER NOT NULL,
+    key_epoch INTEGER NOT NULL,
     turn INTEGER NOT NULL,
     limits TEXT NOT NULL
 );
