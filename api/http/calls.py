@@ -42,8 +42,6 @@ APPLIED_INDEX = "Ritornello-Applied-Index"
 REQUEST_ID = "Ritornello-Request-Id"
 
 _INT_MAX = 2**63 - 1
-_THEME_DIGITS = len(str(THEME_MAX))
-_INT_DIGITS = len(str(_INT_MAX))
 _OPTIONS_MAX = 64
 _IDEMPOTENCY_CHARS = 256  # as the default of the limits
 
@@ -98,10 +96,10 @@ class Call:
     def theme(self) -> int:
         """The theme in the path. Raises `Refusal`."""
         text = self.parameters["theme"]
-        is_number = text.isascii() and text.isdigit() and len(text) <= _THEME_DIGITS
-        if not is_number or int(text) > THEME_MAX:
+        theme = whole_number(text, THEME_MAX)
+        if theme is None:
             raise refusal(404, "not_found", f"{text[:80]!a} is no theme: a theme is a uint32")
-        return int(text)
+        return theme
 
     @property
     def target(self) -> Target:
@@ -216,7 +214,9 @@ class Call:
                 "unsupported_media",
                 f"a body comes as it is, or as {', '.join(_CODINGS)}, and not {coding[:40]!a}",
             )
-        if int(request.headers.get("Content-Length", 0)) > request.client_max_size:
+        # A number, or it would not have come so far; but with any number of zeros in front.
+        length = request.headers.get("Content-Length", "").lstrip("0") or "0"
+        if whole_number(length, request.client_max_size) is None:
             raise _too_large(request)
         await self._expected()
         timeout_ms = self.front.settings.request_timeout_ms
@@ -472,15 +472,26 @@ def consumer_name(name: str) -> bytes:
     return NAMED + name.encode()
 
 
+def whole_number(text: str, most: int) -> int | None:
+    """The number that a client wrote in decimal; None if it is none, or above `most`.
+
+    More digits than `most` has are not read: `int` takes long for many, and raises beyond 4300.
+    """
+    if not text.isascii() or not text.isdigit() or len(text) > len(str(most)):
+        return None
+    number = int(text)
+    return number if number <= most else None
+
+
 def number_in(query: Mapping[str, str], name: str, default: int, least: int, most: int) -> int:
     """A number out of a query. Raises `Refusal`."""
     text = query.get(name)
     if text is None:
         return default
-    is_number = text.isascii() and text.isdigit() and len(text) <= _INT_DIGITS
-    if not is_number or not least <= int(text) <= most:
+    number = whole_number(text, _INT_MAX)
+    if number is None or not least <= number <= most:
         raise bad_request(f"{name} is {text[:40]!a}; it has to be a number from {least} to {most}")
-    return int(text)
+    return number
 
 
 def is_known(if_none_match: str | None, revision: int) -> bool:
@@ -498,21 +509,21 @@ def _checked(result: Result) -> Result:
 
 
 def _number(name: str, text: str) -> int:
-    is_number = text.isascii() and text.isdigit() and len(text) <= _INT_DIGITS
-    if not is_number or not 0 < int(text) <= _INT_MAX:
+    number = whole_number(text, _INT_MAX)
+    if not number:
         raise bad_request(f"{name} is {text[:40]!a}; it has to be a number above 0")
-    return int(text)
+    return number
 
 
 def _revision(text: str) -> int | None:
     text = text.strip()
     if text == "*":
         return None
-    number = text[1:-1] if len(text) > 1 and text[0] == text[-1] == '"' else text
-    is_number = number.isascii() and number.isdigit() and len(number) <= _INT_DIGITS
-    if not is_number or not 0 < int(number) <= _INT_MAX:
+    tag = text[1:-1] if len(text) > 1 and text[0] == text[-1] == '"' else text
+    number = whole_number(tag, _INT_MAX)
+    if not number:
         raise bad_request(f'If-Match is {text[:40]!a}; send one ETag that you were given, as "3"')
-    return int(number)
+    return number
 
 
 def _too_large(request: web.BaseRequest) -> Refusal:

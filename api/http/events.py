@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from api.frontend import FrontEnd
 from api.history import GoneError, History, Place
-from api.http.calls import APPLIED_INDEX, Call
+from api.http.calls import APPLIED_INDEX, Call, whole_number
 from api.identifiers import key_text, session_text
 from api.problems import Problem, Refusal, bad_request, refusal
 from api.security import Principal, Scope
@@ -122,10 +122,13 @@ def _place(call: Call, given: Mapping[str, str]) -> Place | None:
 def _themes(text: str | None) -> frozenset[int] | None:
     if text is None:
         return None
-    found = text.split(",")
-    if not all(one.isascii() and one.isdigit() and int(one[:12]) <= THEME_MAX for one in found):
-        raise bad_request(f"theme is {text[:40]!a}; it is a theme, or several: 7,8")
-    return frozenset(map(int, found))
+    found: set[int] = set()
+    for one in text.split(","):
+        theme = whole_number(one, THEME_MAX)
+        if theme is None:
+            raise bad_request(f"theme is {text[:40]!a}; it is a theme, or several: 7,8")
+        found.add(theme)
+    return frozenset(found)
 
 
 def _kinds(text: str | None) -> frozenset[EventKind] | None:

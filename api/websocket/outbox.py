@@ -65,6 +65,7 @@ class Outbox:
         self._answers = 0  # among them
         self._is_due = False
         self._waiting: asyncio.Task[None] | None = None  # for the network
+        self._pinged: bytes | None = None  # the last ping that came meanwhile
         self.session_bytes = 0  # of sessions that wait
         self._raw_socket = request.transport.get_extra_info("socket")
         self._written_bytes = 0
@@ -106,14 +107,19 @@ class Outbox:
         return self._control(_PING, b"")
 
     def pong(self, data: bytes) -> None:
-        """Give a sign of life; one that would have to wait would be none."""
-        self._control(_PONG, data)
+        """Give a sign of life; while the network takes no more, wait with one for the last ping.
+
+        To answer that one is enough (RFC 6455, 5.5.3): so a flood of pings gathers nothing here.
+        """
+        if not self._control(_PONG, data):
+            self._pinged = data
 
     def _control(self, opcode: int, data: bytes) -> bool:
         if self._waiting is None and not self._socket.closed and not self._transport.is_closing():
             frame = frame_head(opcode, len(data)) + data
             self._transport.write(frame)
             self._written_bytes += len(frame)
+            self._look_for_room()  # small as it is: many are not
             return True
         return False
 
@@ -242,6 +248,9 @@ class Outbox:
             return  # the reader finds out
         finally:
             self._waiting = None
+        pinged, self._pinged = self._pinged, None
+        if pinged is not None:
+            self.pong(pinged)
         self.flush()
 
     async def _is_taken(self, draining: asyncio.Future[None]) -> bool:

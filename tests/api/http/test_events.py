@@ -250,6 +250,8 @@ async def test_themes_and_kinds_are_chosen(client: ClientSession) -> None:
         ({"theme": "x"}, "theme is 'x'"),
         ({"theme": ""}, "theme is ''"),
         ({"theme": "7,4294967296"}, "7,4294967296"),
+        ({"theme": "0" * 12 + "9" * 20}, "theme is '000000000000999"),
+        ({"theme": "7," + "0" * 5000}, "theme is '7,000000"),  # more than `int` reads
         ({"kind": "born"}, "created, appended, replaced"),
         ({"kind": ""}, "kind is ''"),
         ({"themes": "7"}, "no option 'themes'"),

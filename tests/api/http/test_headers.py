@@ -224,6 +224,22 @@ async def test_a_body_is_asked_for_when_it_is_wanted(running: Running) -> None:
     assert strange.problem == (417, "expectation_failed")
 
 
+@pytest.mark.parametrize("length", [b"0" * 5000 + b"4", b"4 \t "])
+async def test_a_length_is_read_however_it_is_written(running: Running, length: bytes) -> None:
+    head = b"POST /v1/themes/7/sessions HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\n"
+    async with raw.connection(running) as (reader, writer):
+        writer.write(head + b"Content-Length: %s\r\n\r\n" % length)
+        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(b"data")
+        assert (await raw.answer(reader)).status == 201
+
+
+async def test_a_length_with_zeros_in_front_is_bounded_like_any(running: Running) -> None:
+    head = b"POST /v1/themes/7/sessions HTTP/1.1\r\nHost: localhost\r\n"
+    large = await raw.ask(running, head + b"Content-Length: %05000d\r\n\r\n" % (1 << 40))
+    assert large.problem == (413, "too_large")
+
+
 async def test_a_body_that_does_not_arrive_is_not_waited_for(tmp_path: Path) -> None:
     async with server(tmp_path, http=replace(HTTP, request_timeout_ms=200)) as running:
         request = (

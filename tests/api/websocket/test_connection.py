@@ -14,7 +14,9 @@ import msgspec
 import pytest
 from aiohttp import ClientSession, WSServerHandshakeError, web
 
+from api.websocket.connection import Connection
 from api.websocket.frames import FRAME_REQUESTS_MAX, JSON, MSGPACK
+from api.websocket.outbox import Outbox
 from state import Failure, Operation, Phase, Session, encode
 from state.operations import SetLimits, SetPolicy
 from tests.api.servers import HTTP, Running, cluster_of_three, server, until
@@ -23,6 +25,7 @@ from tests.api.websocket.clients import connect
 THEME = 7
 QUICK = replace(HTTP, request_timeout_ms=800)
 MIB = 1 << 20
+PINGS = (b"\x89\xe4" + bytes(4) + b"x" * 100) * 1000
 
 
 @pytest.fixture
@@ -44,6 +47,13 @@ def last_cause(node: Running, session_id: str) -> tuple[str, str]:
     found = session(node, session_id)
     assert found is not None
     return node.front.gateway.cause(found.session_id), found.last_reason
+
+
+def outbox(node: Running) -> Outbox:
+    """Of the only connection."""
+    (connection,) = node.front.connections
+    assert isinstance(connection, Connection)
+    return connection._out  # noqa: SLF001
 
 
 def no_operators(node: Running) -> bool:
@@ -606,16 +616,48 @@ async def test_who_reads_nothing_is_closed_in_time_and_what_it_holds_is_stored(
 async def test_a_flood_of_pings_is_no_reason_to_gather_pongs(tmp_path: Path) -> None:
     async with server(tmp_path, http=replace(QUICK, ping_ms=100)) as node:
         raw = await Raw.connect(node)
+        raw.send({"op": "new", "seq": 1, "theme": THEME})
+        created = await raw.answer(1)
+        out = outbox(node)
         raw.transport.pause_reading()
-        ping = frame(9, b"x" * 100) * 1000
-        with contextlib.suppress(ConnectionError, TimeoutError):
-            async with asyncio.timeout(1):
-                while True:
-                    raw.writer.write(ping)
-                    await raw.writer.drain()
-        assert len(node.front.connections) <= 1
+        kept_bytes = 0
+        async with asyncio.timeout(10):
+            while is_active(node, created["id"]):
+                raw.writer.write(PINGS)
+                with contextlib.suppress(TimeoutError):  # the server reads no more at its end
+                    await asyncio.wait_for(raw.writer.drain(), 0.1)
+                kept_bytes = max(kept_bytes, out._transport.get_write_buffer_size())  # noqa: SLF001
+        assert kept_bytes < MIB
+        assert last_cause(node, created["id"])[0] == "failed"
+        raw.transport.resume_reading()
+        assert await raw.closed() == (1008, "what you are told is not read")
         raw.transport.abort()
         await until(lambda: not node.front.connections)
+
+
+async def test_of_pings_that_came_while_nothing_was_read_the_last_is_answered(
+    tmp_path: Path,
+) -> None:
+    async with server(tmp_path) as node:
+        raw = await Raw.connect(node)
+        out = outbox(node)
+        raw.transport.pause_reading()
+        async with asyncio.timeout(10):
+            while not out.is_blocked:
+                raw.writer.write(PINGS)
+                await raw.writer.drain()
+        raw.writer.write(frame(9, b"last"))
+        raw.send({"op": "heartbeat", "seq": 1})
+        await until(lambda: node.front.websockets.frames_in)
+        assert out.is_blocked
+        raw.transport.resume_reading()
+        opcode, payload = 0, b""
+        while payload != b"last":
+            opcode, payload = await raw._frame()  # noqa: SLF001
+            assert opcode in {2, 9, 10}
+        assert opcode == 10
+        assert (await raw.answer(1))["held"] == 0
+        raw.transport.abort()
 
 
 async def test_whoever_is_told_to_wait_by_the_cluster_hears_so(node: Running) -> None:
