@@ -176,6 +176,17 @@ class Conversation:
         """Have nothing pushed until another connection begins."""
         self._credit.pause()
 
+    def hurry(self) -> None:
+        """Send the endings of sessions that are left, before what they wait behind is answered.
+
+        The server keeps the order; and it does what was sent before a farewell.
+        """
+        for held in list(self.held.values()):
+            if held.current is None or not held.current.is_sent:
+                continue
+            if held.waiting and held.waiting[0].is_unconditional:
+                self.queue(held.waiting[0])
+
     def on_credit_refused(self, call: Callable[[RitornelloError], None]) -> None:
         """Have somebody told when the server pushes nothing, for good."""
         self._credit.on_refused = call
@@ -459,7 +470,7 @@ class Conversation:
             request.is_queued = False
             if not request.is_over:
                 return request
-            if any(one.current is request for one in request.held):
+            if request.is_unconditional or any(one.current is request for one in request.held):
                 return request  # nobody waits for it any more, but what waits behind it does
         return None
 

@@ -30,6 +30,7 @@ FindLeader = Callable[[str], Awaitable[str | None]]
 _TICK_S = 0.5  # at least so often it is looked whether the node is still there
 _QUIET_S = 3.0  # for what is on its way to be answered, before moving to another node
 _RESUMED_S = 5.0  # for what is held to be resumed elsewhere, before the old connection is closed
+_HURRY_S = 0.05  # for the last endings to be sent, if there was no time for more
 _LEAVE_S = 1.0  # for a node to answer a farewell
 
 # Of a WebSocket that was refused: by the status of the answer.
@@ -102,6 +103,9 @@ class Link:
             self._changed.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), min(0.05, within_s))
+        if not self.conversation.is_idle:
+            self.conversation.hurry()
+            await asyncio.sleep(_HURRY_S)
         self._is_closing = True
         self.conversation.close()
         if self._timer is not None:

@@ -408,6 +408,33 @@ async def test_a_verdict_whose_caller_has_left_is_done_however_long_that_takes(
                 await asyncio.sleep(0.02)
 
 
+async def test_a_worker_that_stops_while_nothing_is_answered_burns_no_attempt(
+    local: LocalServer, client: Client
+) -> None:
+    await client.new(15, key="unanswered", after=0)
+    async with local.client(Options(close_s=0.3)) as other:
+        worker = ritornello.Worker(other, options=WorkerOptions(grace_s=0.1))
+        begun = asyncio.Event()
+
+        @worker.handler(15)
+        async def work(session: Session) -> Remove:
+            begun.set()
+            await session.append(b"x")
+            return Remove()
+
+        with local.faults.withhold(of="append"):
+            running = asyncio.ensure_future(worker.run())
+            await begun.wait()
+            await asyncio.sleep(0.1)
+            worker.stop()
+            await running
+            async with asyncio.timeout(5):
+                while (view := await client.get((15, "unanswered"))).phase == "active":  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+    assert (view.attempts, view.history[-1].cause) == (0, "shutdown")
+    assert view.chunks == (b"x",)
+
+
 async def test_a_worker_ends_with_its_client(local: LocalServer) -> None:
     async with local.client() as client:
         worker = ritornello.Worker(client)
