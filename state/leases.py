@@ -47,7 +47,7 @@ class LeaseCalendar:
                 entry = (consumer.consumer_id, lease_ms)
                 consumer.buckets[lease_ms] = self._schedule(entry, consumer.seen_ms + lease_ms)
             group[session.session_id] = None
-            if not session.progress_ms:
+            if not session.progress_ms and session.touched_ms <= consumer.seen_ms:
                 return
         session.lease_bucket = self._schedule(session.session_id, session.deadline_ms)
 

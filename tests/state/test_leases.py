@@ -389,6 +389,17 @@ def test_what_somebody_goes_on_with_keeps_nothing_else_of_a_silent_consumer(
     assert stale_ids(machine) == [1]
 
 
+def test_a_transaction_that_fails_delays_nothing_that_a_silent_consumer_holds() -> None:
+    machine = Machine()
+    machine.do(New(1, consumer=b"c"))
+    machine.do(Tick(LEASE_MS - 1), Append(1, 1, b"x"))
+    machine.do(Tick(LEASE_MS + BUCKET_MS))
+    assert not stale_ids(machine)
+    machine.do(Txn((Append(1, 1, b"x"), Remove(99, None))))
+    machine.do(Tick(2 * LEASE_MS - 1 + BUCKET_MS))
+    assert stale_ids(machine) == [1]
+
+
 def test_a_release_is_no_sign_of_life() -> None:
     machine = Machine()
     machine.do(*(New(1, consumer=b"c") for _ in range(3)))
