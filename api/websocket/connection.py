@@ -48,7 +48,7 @@ _CLEAN = frozenset({0, 1005, WSCloseCode.OK, WSCloseCode.GOING_AWAY})  # 0, 1005
 _CLOSE_S = 5.0  # for the peer to agree that the connection ends
 _LOST_S = 1.0  # for what was sent before a connection was lost
 _REASON_BYTES_MAX = 123  # RFC 6455, 5.5
-_AT_ONCE = 512  # requests of one frame, before others have their turn
+_AT_ONCE = 512  # requests, or frames that ask nothing, before others have their turn
 
 
 class _EndingError(Exception):
@@ -146,7 +146,11 @@ class Connection:
         service, out = self._service, self._out
         requests_max = self._settings.websocket_requests_in_flight
         unread_bytes_max = self._settings.websocket_send_buffer_bytes
+        at_once = _AT_ONCE
         while True:
+            if not at_once:
+                at_once = _AT_ONCE
+                await asyncio.sleep(0)
             message: WSMessage = await receive()
             if self._is_ending:
                 return
@@ -155,8 +159,8 @@ class Connection:
             if kind is not WSMsgType.BINARY and kind is not WSMsgType.TEXT:
                 if self._is_last(message):
                     return
+                at_once -= 1
                 continue
-            at_once = _AT_ONCE
             try:
                 for request in self._requests_of(message):
                     while service.in_flight >= requests_max or out.session_bytes > unread_bytes_max:

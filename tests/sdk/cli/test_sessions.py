@@ -120,7 +120,7 @@ def test_a_session_that_is_worked_on_is_left_alone(
 
 def test_nobody_there(shell: Shell) -> None:
     for words in (("status",), ("new", "7"), ("sessions", "list", "7"), ("tail",)):
-        said = shell("--timeout", "0.3", *words, url="http://127.0.0.1:1")
+        said = shell("--timeout", "1.5", *words, url="http://127.0.0.1:1")
         assert (said.status, said.out) == (5, ""), said
         assert "127.0.0.1:1" in said.errors
 
