@@ -56,20 +56,20 @@ class Calls:
         A key that the caller gave is remembered as long as the cluster does; one of our own only as
         long as it may be sent again.
         """
+        now_s, timeout_s = self._core.now_s(), self.timeout_s(timeout)
         remember_s, way = limits.REMEMBER_S, Way.AGAIN
         if key is not None:
             fields["idempotency_key"] = key
         elif self._core.options.retries:
             fields["idempotency_key"] = new_key()
-            remember_s = self.timeout_s(timeout) + limits.REMEMBER_SLACK_S
-            remember_s = fields["remember_for"] = min(remember_s, limits.REMEMBER_MAX_S)
+            remember_s = min(timeout_s + limits.REMEMBER_SLACK_S, limits.REMEMBER_MAX_S)
+            fields["remember_for"] = remember_s
             if fields["op"] == "new":
                 fields["until_used"] = True
         else:
             way = Way.ONCE
-        known_until_s = self._core.now_s() + remember_s - limits.LATE_S
-        deadline_s = self._deadline_s(timeout)
-        return Request(fields, deadline_s, nobody, way=way, known_until_s=known_until_s)
+        known_until_s = now_s + remember_s - limits.LATE_S
+        return Request(fields, now_s + timeout_s, nobody, way=way, known_until_s=known_until_s)
 
     def acquire(
         self,

@@ -42,6 +42,7 @@ FOREVER = float("inf")
 
 _HEAD_BYTES = 5  # of a list of requests, at most
 _LEASE_S = 30.0  # of a session whose lease an older server has not told
+_CLAIMING = frozenset({"touch", "txn"})  # of what is asked of sessions that are held
 _RESUMED = "resumed"  # why a session is lost: somebody has resumed it elsewhere
 _LOOK_AGAIN_S = 0.5  # at a session that is overdue, while a verdict is on its way
 _WAIT_END_S = 0.2  # an acquire whose wait ends so soon is not asked again
@@ -516,7 +517,7 @@ class Conversation:
             request.results = frames.results_of(message.results)
         if request.held:
             self._turns.succeeded(request, message)
-            if any(one.loss is not None for one in request.held):
+            if request.op in _CLAIMING:
                 self._see_claims(request)
         elif request.is_own:
             request.done(message)
@@ -627,7 +628,8 @@ class Conversation:
                 request.given.append((self._hold_view(message.session), message.session))
             case "new" if message.epoch:
                 held = self._hold(message, since_s)
-                held.claimed(request.doubts, self._now() + limits.CLAIM_S)
+                if request.doubts:
+                    held.claimed(request.doubts, self._now() + limits.CLAIM_S)
                 request.given.append((held, None))
             case "resume":
                 request.results = frames.results_of(message.sessions)

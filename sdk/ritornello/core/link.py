@@ -130,8 +130,6 @@ class Link:
             next_s = min(self.conversation.tick(), next_s)
         except Exception:  # noqa: BLE001 - a defect; what comes later is not to suffer from it
             _log.exception("the time could not be seen to")
-        if self.conversation.is_unheard or self.conversation.has_to_end:
-            self._changed.set()
         if self._timer is None or next_s < self._timer_s:
             if self._timer is not None:
                 self._timer.cancel()
@@ -141,6 +139,8 @@ class Link:
     def _timed(self) -> None:
         self._timer = None  # which may come a little early
         self._tick()
+        if self.conversation.is_unheard or self.conversation.has_to_end:
+            self._changed.set()  # nothing else may, as the node says nothing
 
     # Connecting
 

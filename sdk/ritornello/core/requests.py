@@ -262,9 +262,8 @@ class Held:
 
     def claimed(self, times: int, until_s: float) -> None:
         """Take note that so many requests to make it ours may yet be done, until then at most."""
-        if times:
-            self.claims += times
-            self.claims_until_s = until_s
+        self.claims += times
+        self.claims_until_s = until_s
 
     def watch(self, on_lost: Callable[[LeaseLost], None]) -> None:
         """Have somebody told when it is lost; at once if it is."""
