@@ -23,7 +23,7 @@ have been done: then the session is stored, and its consumer is told that it has
 import logging
 import random
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from time import monotonic
@@ -231,15 +231,15 @@ class Operator:
         if not self.has_ended and self.consumer is None:
             self._give_up(self._operators.gateway.holder(self.session_id, self.epoch), failure)
 
-    def _give_up(self, holder: bytes | None, failure: Failure) -> None:
+    def _give_up(self, before: bytes | None, failure: Failure) -> None:
         """A verdict will not be done of which its consumer was told that nobody knows.
 
-        `holder` is whose the session was when it was given.
+        `before` is whose the session was then: what is another's by now is left alone.
         """
         consumer = self.consumer
         if consumer is not None and consumer.is_gone:
             return  # then it is stored all the same, or may be resumed
-        name = holder if consumer is None else consumer.name
+        name = before if consumer is None else consumer.name
         if consumer is None and (name is None or not name.startswith(NAMED)):
             return  # it is of somebody who is connected elsewhere, and said nothing of this
         holder = self._operators.gateway.holder(self.session_id, self.epoch)
@@ -627,13 +627,16 @@ class Operators:
             except BaseException:
                 self.done(step)
                 self.skip(left)  # the others are told all the same
-                for operator in freed:
-                    operator.go_on()
+                self._go_on(freed)
                 raise
             first = SKIPPED
             self.done(step)
-        for operator, is_unheard in freed.items():
-            if is_unheard:
+        self._go_on(freed)
+
+    @staticmethod
+    def _go_on(freed: Mapping[Operator, bool]) -> None:
+        for operator, gives_up in freed.items():
+            if gives_up:
                 operator.give_up_verdict(SKIPPED)
             operator.go_on()
 

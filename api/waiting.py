@@ -205,11 +205,12 @@ class Waiters:
             self._timer = self._loop.call_later(_LOOK_S, self._look)
             self._look_at(list(self._lines))
 
-    def _look_at(self, themes: Sequence[int]) -> None:
-        for theme in themes[:_LOOKS]:
+    def _look_at(self, themes: Sequence[int], start: int = 0) -> None:
+        end = start + _LOOKS
+        for theme in themes[start:end]:
             self._serve(theme)
-        if len(themes) > _LOOKS and not self._is_stopped:
-            self._loop.call_soon(self._look_at, themes[_LOOKS:])
+        if end < len(themes) and not self._is_stopped:
+            self._loop.call_soon(self._look_at, themes, end)
 
     # What the node tells
 

@@ -825,6 +825,19 @@ async def test_what_a_transaction_gives_and_ends_is_not_told_to_be_lost(
     assert not [one for one in ws.pushes if one["push"] == "lease_lost"]
 
 
+async def test_whoever_holds_a_session_that_is_touched_over_http_is_told_at_once(
+    node: Running, ws: Client
+) -> None:
+    held = await ws.ask("new", theme=THEME)
+    headers = {"Ritornello-Epoch": "1", "Ritornello-Consumer": "somebody"}
+    url = f"{node.url}/v1/sessions/{held['id']}/touch"
+    async with ClientSession() as http, http.post(url, headers=headers) as answer:
+        assert answer.status == 200
+    async with asyncio.timeout(2):  # a heartbeat would find out much later
+        lost = await ws.push("lease_lost")
+    assert (lost["id"], lost["cause"]) == (held["id"], "resumed")
+
+
 async def test_who_cannot_be_told_the_theme_of_what_it_resumes_is_told_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
