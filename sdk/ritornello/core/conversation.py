@@ -734,7 +734,7 @@ class Conversation:
                 continue
             error = request_error(result.error)
             if error.outcome is Outcome.UNKNOWN:
-                self._note_claims(request)
+                held.claimed(1, self._now() + limits.CLAIM_S)
             if error.retryable or error.outcome is Outcome.UNKNOWN:
                 again.append(held)
             else:

@@ -241,6 +241,17 @@ def test_what_another_has_resumed_is_taken_back_only_if_that_was_perhaps_this_cl
     assert any(one["op"] == "resume" for one in talk.sent()) is not is_late
 
 
+def test_a_claim_in_doubt_counts_for_its_session_alone() -> None:
+    talk = Talk()
+    one, other = talk.take(lease_ms=60_000), talk.take("2b", lease_ms=60_000)
+    asked = resumes(connect_again(talk))
+    mine, doubtful = asked["sessions"]
+    error = {"code": "timed_out", "outcome": "unknown", "retryable": True, "detail": "late"}
+    found = [{**mine, "revision": 1, "lease_ms": 60_000}, {"id": doubtful["id"], "error": error}]
+    talk.answer({"seq": asked["seq"], "sessions": found})
+    assert (one.claims, other.claims) == (0, 1)
+
+
 def test_a_new_session_that_was_begun_before_and_has_gone_on_is_not_held() -> None:
     talk = Talk()
     fields = {"op": "new", "theme": 7, "data": b"", "idempotency_key": "a"}
