@@ -72,10 +72,12 @@ docs: $(STAMP) ## Write the generated pages of docs/ anew
 	$(BIN)/python -m docs.generate
 
 .PHONY: bench
-bench: $(STAMP) ## Measure the state machine, a cluster, and its front end
-	$(BIN)/python -m benchmarks.state_machine
-	$(BIN)/python -m benchmarks.cluster
-	$(BIN)/python -m benchmarks.front_end
+bench: $(STAMP) ## Measure the state machine, a cluster, its front end, and what operators cost
+	status=0; \
+	for one in state_machine cluster front_end operators; do \
+		$(BIN)/python -m benchmarks.$$one || status=$$?; \
+	done; \
+	exit $$status  # that of the last one that missed its goal
 
 .PHONY: clean
 clean: ## Remove what the other targets made, the virtual environment too
