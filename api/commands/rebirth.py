@@ -7,7 +7,8 @@ cluster can have reached:
 
 * the *index* of the log: who reads events after one of the old cluster is told to `resync`;
 * *session ids*: none of the old cluster's last sessions has the name of another one now;
-* *epochs*: whoever still operates a session of the old cluster gets `lease_lost`;
+* *epochs*: whoever still operates a session of the old cluster gets `lease_lost`, also if the key
+  by which he calls it has another session now;
 * *revisions*: an `If-Match` of the old cluster fails.
 
 Nobody operates anything at first. Sessions that were active are stored, as in an orderly shutdown:
@@ -67,7 +68,7 @@ _IGNORED_NAMES = frozenset(("lost+found",))  # what a fresh volume has
 _THEME, _RECEIPT = Theme(0, 0), Receipt(b"", b"", 0, None)
 _FORGOTTEN = frozenset((CONSUMER, WINDOW, ANSWERS))
 _COUNTERS = {
-    META: {"last_session_id": SESSION_STEP},
+    META: {"last_session_id": SESSION_STEP, "key_epoch": EPOCH_STEP},
     SESSION: {"epoch": EPOCH_STEP, "revision": REVISION_STEP},
 }
 

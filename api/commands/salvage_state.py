@@ -19,7 +19,7 @@ from cluster.storage.state_reading import connect
 from cluster.storage.state_schema import TABLE_BY_KIND, Row, Table
 from state import FIELDS, LAYOUT_VERSION, LIMITS, Cause, Item, Loader, Phase, layout
 from state.errors import DamagedStateError
-from state.limits import LIMIT_RANGES, TIME_MAX_MS
+from state.limits import COUNTER_MAX, LIMIT_RANGES, SEQUENCE_MAX, TIME_MAX_MS
 from state.policy import DEFAULT_POLICY, POLICY_RANGES
 from state.records import META, RECEIPT, SESSION, THEME
 
@@ -27,6 +27,7 @@ from state.records import META, RECEIPT, SESSION, THEME
 PROBES_MAX = 50_000
 
 _ID_MAX = 2**63 - 1
+_TIMES = ("created_ms", "updated_ms", "touched_ms")  # of sessions
 
 
 @dataclass(slots=True)
@@ -77,7 +78,7 @@ class _Salvage:
         themes = self._items(TABLE_BY_KIND[THEME], "themes and their policies")
         receipts = self._items(TABLE_BY_KIND[RECEIPT], "idempotency keys")
         sessions = list(self._sessions())
-        rows.meta = _sound_meta(metas, sessions, rows.problems)
+        rows.meta = _sound_meta(metas, themes, sessions, rows.problems)
         self._judge(rows.meta, themes, receipts, sessions)
 
     # Rows
@@ -246,8 +247,10 @@ def _default_theme(theme_id: object) -> Item | None:
     return Item(THEME, theme_id, (theme_id, policy, False, 0))
 
 
-def _sound_meta(metas: list[Item], sessions: list[Item], problems: list[str]) -> Item:
-    """What the checkpoint says of its clock and counters, or what follows from its sessions."""
+def _sound_meta(
+    metas: list[Item], themes: list[Item], sessions: list[Item], problems: list[str]
+) -> Item:
+    """What the checkpoint says of its clock and counters, or what follows from the rest of it."""
     for meta in metas:
         try:
             Loader().feed([meta])
@@ -255,11 +258,23 @@ def _sound_meta(metas: list[Item], sessions: list[Item], problems: list[str]) ->
             problems.append(f"the clock and the counters make no sense: {error}")
         else:
             return meta
-    columns = [dict(zip(FIELDS[SESSION], one.fields or (), strict=True)) for one in sessions]
-    times = [one[name] for one in columns for name in ("created_ms", "updated_ms", "touched_ms")]
-    now_ms = max((one for one in times if isinstance(one, int) and one <= TIME_MAX_MS), default=0)
-    ids = [one.identity for one in sessions if isinstance(one.identity, int)]
-    last_id = max(ids, default=0)
-    limits = tuple((name, getattr(LIMITS, name)) for name in LIMIT_RANGES)
-    problems.append("the clock and the counters are what follows from the sessions")
-    return layout.meta((LAYOUT_VERSION, 0, 0, max(now_ms, 0), (0, 0), last_id, 0, limits))
+    times = (_highest(sessions, name, TIME_MAX_MS) for name in _TIMES)
+    fields = {
+        "version": LAYOUT_VERSION,
+        "applied_index": 0,
+        "term": 0,
+        "now_ms": max(times),
+        "horizon": (0, 0),
+        "last_session_id": _highest(sessions, "session_id", COUNTER_MAX),
+        "key_epoch": _highest(sessions, "epoch", SEQUENCE_MAX),
+        "turn": _highest(themes, "served", SEQUENCE_MAX),
+        "limits": tuple((name, getattr(LIMITS, name)) for name in LIMIT_RANGES),
+    }
+    problems.append("the clock and the counters are what follows from themes and sessions")
+    return layout.meta(tuple(fields[name] for name in FIELDS[META]))
+
+
+def _highest(items: list[Item], name: str, bound: int) -> int:
+    """The highest value of a field that makes sense; 0 if there is none."""
+    values = (item.fields[FIELDS[item.kind].index(name)] for item in items if item.fields)
+    return max((one for one in values if isinstance(one, int) and 0 < one <= bound), default=0)

@@ -14,14 +14,16 @@ from pathlib import Path
 import pytest
 
 from api.commands.disk import NothingThereError, read_checkpoint
+from api.commands.rebirth import EPOCH_STEP
 from api.commands.recover import Kind, examine
 from api.commands.salvage_journal import scan_journal
 from api.statuses import ExitStatus
 from cluster import Node
 from cluster.storage.errors import LockedError
 from cluster.storage.segments import SECTOR_BYTES, SegmentReader
-from state import Phase, StateMachine, encode
+from state import Created, Phase, StateMachine, encode, encode_batch
 from state.operations import New
+from state.policy import Policy
 from tests.api.commands.disks import (
     FAST,
     LONG,
@@ -480,10 +482,7 @@ def test_pages_that_cannot_be_read(disk: Path) -> None:
     path = disk / "state.db"
     pages = path.stat().st_size // (16 << 10)
     content = path.read_bytes()
-    with closing(sqlite3.connect(path)) as connection:
-        (root,) = connection.execute(
-            "SELECT rootpage FROM sqlite_master WHERE name = 'chunks'"
-        ).fetchone()
+    root = _root(path, "chunks")
     # A leaf of the chunks, and not what leads to it.
     victims = [
         number
@@ -524,10 +523,7 @@ def test_sessions_on_pages_that_cannot_be_read(tmp_path: Path) -> None:
     missing_journal(tmp_path / "disk")  # or all could be made anew from it
     path = tmp_path / "disk" / "state.db"
     content = path.read_bytes()
-    with closing(sqlite3.connect(path)) as connection:
-        (root,) = connection.execute(
-            "SELECT rootpage FROM sqlite_master WHERE name = 'sessions'"
-        ).fetchone()
+    root = _root(path, "sessions")
     leaves = [
         number
         for number in range(2, len(content) // (16 << 10) + 1)
@@ -542,6 +538,39 @@ def test_sessions_on_pages_that_cannot_be_read(tmp_path: Path) -> None:
     assert len(re.findall(r"lost: sessions from \w+ to \w+ cannot be read", output)) == 2
     ids = sorted(one.session_id for one in machine.sessions())
     assert (ids[0], ids[-1]) == (1, 1500)
+
+
+@pytest.mark.parametrize("is_readable", [False, True])
+def test_a_lost_clock_follows_from_the_rest(disk: Path, *, is_readable: bool) -> None:
+    path = disk / "state.db"
+    before = _machine_before(disk, path.read_bytes())
+    if is_readable:
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute("UPDATE meta SET now_ms = -1")
+    else:
+        flip(path, (_root(path, "meta") - 1) << 14)
+    machine, output, status = salvage(disk)
+    assert status == ExitStatus.DISK
+    assert "follows from themes and sessions" in output
+    assert keys(machine) == keys(before)
+    assert _themes(machine) == _themes(before)
+    assert _themes(machine)[7][1] > 0
+    # No session that has a key from here on is taken for one that the old cluster has begun.
+    batch = encode_batch("node", 1, 1, machine.term, [encode(New(7, b"a new one"))])
+    (created,) = machine.apply(machine.applied_index + 1, batch).results
+    assert isinstance(created, Created)
+    assert created.epoch > max(one.epoch for one in before.sessions()) + EPOCH_STEP
+
+
+def _themes(machine: StateMachine) -> dict[int, tuple[Policy, int]]:
+    return {one.theme_id: (one.policy, one.served) for one in machine.themes()}
+
+
+def _root(path: Path, table: str) -> int:
+    with closing(sqlite3.connect(path)) as connection:
+        sql = "SELECT rootpage FROM sqlite_master WHERE name = ?"
+        ((root,),) = connection.execute(sql, (table,)).fetchall()
+    return int(root)
 
 
 def test_nothing_left_is_told(disk: Path) -> None:

@@ -180,6 +180,8 @@ async def test_nobody_of_the_old_cluster_is_heard(tmp_path: Path, backup: Path) 
         assert isinstance(created, Created)
         for _ in range(20):
             await node.submit(Touch(created.session_id, created.epoch))
+        keyed = await node.submit(New(8, b"after", b"of the old cluster"))
+        assert isinstance(keyed, Created)
         old_index = node.machine.applied_index
     cluster_id = restored(run("restore", "--from", backup, "--data-directory", tmp_path / "new"))
     async with running([alone(tmp_path / "new", cluster_id)]) as (node,):
@@ -201,6 +203,10 @@ async def test_nobody_of_the_old_cluster_is_heard(tmp_path: Path, backup: Path) 
         fresh = await node.submit(New(8, None, b"fresh"))
         assert isinstance(fresh, Created)
         assert fresh.session_id > created.session_id + SESSION_STEP // 2
+        # Nor, if it has a key, an epoch that the old cluster may have given to another.
+        await node.submit(New(8, b"after", b"of the new cluster"))
+        lost = await failure_of(node, Remove((8, b"after"), keyed.epoch))
+        assert isinstance(lost, LeaseLost)
         assert machine.applied_index > old_index + INDEX_STEP // 2
 
 
