@@ -168,7 +168,7 @@ class Operator:
             step.callback(failure)
         finally:
             if not is_insisted:
-                if any(map(is_verdict_unheard, (step, *skipped))):
+                if self.has_unheard_verdict((step, *skipped)):
                     self.give_up_verdict(failure)
                 self._operators.done(step)
             self._operators.skip(skipped)
@@ -226,6 +226,10 @@ class Operator:
 
         self._operators.gateway.submit(self._current.encoded, answered, is_ending=True)
 
+    def has_unheard_verdict(self, steps: Iterable[Step]) -> bool:
+        """Whether a verdict is among them that came over HTTP, and whose caller has left."""
+        return any(is_verdict_unheard(step, self) for step in steps)
+
     def give_up_verdict(self, failure: Failure) -> None:
         """Give up a verdict that came over HTTP, and is not done when its caller has left."""
         if not self.has_ended and self.consumer is None:
@@ -265,7 +269,7 @@ class Operator:
             late = TimedOut(was_sent=False, waited_ms=self._operators.gateway.timeout_ms)
             taken = self._take_waiting(step)
             self._operators.skip(taken, late)
-            if any(map(is_verdict_unheard, taken)):
+            if self.has_unheard_verdict(taken):
                 self.give_up_verdict(late)
 
     def go_on(self) -> None:
@@ -620,7 +624,7 @@ class Operators:
                 for operator in at:
                     behind = operator.give_up(together)
                     left.extend(behind)
-                    is_unheard = operator in unheard or any(map(is_verdict_unheard, behind))
+                    is_unheard = operator in unheard or operator.has_unheard_verdict(behind)
                     freed[operator] = freed.get(operator, False) or is_unheard
             try:
                 step.callback(first)

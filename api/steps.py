@@ -103,8 +103,10 @@ def is_unheard(step: Step) -> bool:
     return step.callback is nobody or (who is not None and who.is_gone)
 
 
-def is_verdict_unheard(step: Step) -> bool:
-    """Whether it is a verdict that came over HTTP, and whose caller has left."""
+def is_verdict_unheard(step: Step, operator: Any) -> bool:  # noqa: ANN401 - an operator, which knows steps
+    """Whether it is a verdict for an operator that came over HTTP, and whose caller has left."""
+    if step.together is not None:
+        return operator in step.together.unheard
     return step.is_verdict and step.caller is not None and step.caller.is_gone
 
 

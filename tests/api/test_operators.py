@@ -433,6 +433,28 @@ def test_a_verdict_over_http_that_a_transaction_kept_from_being_done_gives_the_s
     assert at.phase(session_id) in {None, Phase.STORED}
 
 
+@pytest.mark.parametrize("is_gone", [True, False])
+@pytest.mark.parametrize("before", ["operation", "transaction"])
+def test_a_transaction_over_http_that_is_skipped_gives_up_what_it_would_have_ended(
+    at: Setting, before: str, *, is_gone: bool
+) -> None:
+    (created,) = at.cluster.do(op.New(THEME, consumer=b"~/http-worker"))
+    session_id, caller = created.session_id, Caller()
+    operator = at.operators.begin(session_id, 1, None)
+    refused = op.Append(session_id, 1, b"x", 9)
+    if before == "operation":
+        operator.ask(Step(encode(refused), Answers(), is_verdict=False, is_ending=False))
+    else:
+        shown = [(session_id, 1, False)]
+        at.operators.transact(shown, encode(op.Txn((refused,))), Answers(), weight=1)
+    remove = encode(op.Txn((op.Remove(session_id, 1),)))
+    shown = [(session_id, 1, True)]
+    at.operators.transact(shown, remove, Answers(), weight=1, caller=caller)
+    caller.is_gone = is_gone
+    at.node.commit_all()
+    assert at.phase(session_id) is (Phase.STORED if is_gone else Phase.ACTIVE)
+
+
 def test_who_is_told_of_a_refused_verdict_over_http_keeps_the_session(at: Setting) -> None:
     (created,) = at.cluster.do(op.New(THEME, consumer=b"~/http-worker"))
     operator = at.operators.begin(created.session_id, 1, None)
