@@ -48,7 +48,7 @@ _CLEAN = frozenset({0, 1005, WSCloseCode.OK, WSCloseCode.GOING_AWAY})  # 0, 1005
 _CLOSE_S = 5.0  # for the peer to agree that the connection ends
 _LOST_S = 1.0  # for what was sent before a connection was lost
 _REASON_BYTES_MAX = 123  # RFC 6455, 5.5
-_AT_ONCE = 512  # requests, or frames that ask nothing, before others have their turn
+_AT_ONCE = 512  # frames, and requests in them, before others have their turn
 
 
 class _EndingError(Exception):
@@ -148,18 +148,18 @@ class Connection:
         unread_bytes_max = self._settings.websocket_send_buffer_bytes
         at_once = _AT_ONCE
         while True:
-            if not at_once:
+            if at_once <= 0:
                 at_once = _AT_ONCE
                 await asyncio.sleep(0)
             message: WSMessage = await receive()
             if self._is_ending:
                 return
+            at_once -= 1
             consumer.was_heard = True
             kind = message.type
             if kind is not WSMsgType.BINARY and kind is not WSMsgType.TEXT:
                 if self._is_last(message):
                     return
-                at_once -= 1
                 continue
             try:
                 for request in self._requests_of(message):
@@ -169,7 +169,7 @@ class Connection:
                     while service.is_checking:
                         await self._wait()
                     at_once -= 1
-                    if not at_once:
+                    if at_once <= 0:
                         at_once = _AT_ONCE
                         await asyncio.sleep(0)
             except UnreadableError as error:

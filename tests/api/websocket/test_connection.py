@@ -636,6 +636,40 @@ async def test_a_flood_of_pings_is_no_reason_to_gather_pongs(tmp_path: Path) -> 
         await until(lambda: not node.front.connections)
 
 
+@pytest.mark.parametrize("flood", ["pings", "empty lists"])
+async def test_frames_that_ask_nothing_let_others_have_their_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flood: str
+) -> None:
+    one = frame(9, b"") if flood == "pings" else frame(2, b"\x90")
+    taken = most = 0
+    receive = web.WebSocketResponse.receive
+
+    async def counted(socket: web.WebSocketResponse) -> Any:  # noqa: ANN401 - its messages
+        nonlocal taken
+        taken += 1
+        return await receive(socket)
+
+    async def look() -> None:
+        """At each turn of the loop: how many frames were taken since the last one."""
+        nonlocal most
+        while True:
+            before = taken
+            await asyncio.sleep(0)
+            most = max(most, taken - before)
+
+    monkeypatch.setattr(web.WebSocketResponse, "receive", counted)
+    async with server(tmp_path) as node:
+        raw = await Raw.connect(node)
+        looking = asyncio.ensure_future(look())
+        for _ in range(20):
+            raw.writer.write(one * 1000)
+            await raw.writer.drain()
+        await until(lambda: taken > 20_000)
+        looking.cancel()
+        assert most <= 600
+        raw.transport.abort()
+
+
 async def test_of_pings_that_came_while_nothing_was_read_the_last_is_answered(
     tmp_path: Path,
 ) -> None:
