@@ -13,7 +13,7 @@ is.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from typing import Any
 
@@ -33,6 +33,7 @@ from api.problems import INTERNAL, Problem, Refusal, bad_request, of_failure, re
 from api.security import Principal, Scope
 from api.steps import Step
 from api.waiting import Waiter
+from api.websocket.effects import Held, Ids, effects_of, ids_of, touched_by
 from api.websocket.frames import (
     ErrorAnswer,
     LeaseLostPush,
@@ -44,7 +45,7 @@ from api.websocket.frames import (
 )
 from api.websocket.outbox import Outbox
 from api.websocket.pushing import Pusher
-from state import Acquired, Created, Done, Failure, Outcome, Result, encode
+from state import Created, Done, Failure, Outcome, Result, encode
 from state import operations as op
 from state.errors import LeaseLost, LimitExceeded, SessionNotFound
 
@@ -525,10 +526,10 @@ class Service:
         self._if_allowed(request.seq, (target,), partial(self._claim, request, target))
 
     def _claim(self, request: ask.Touch, target: op.Target) -> None:
-        name, touches = self._name_to_claim(request), (request,)
+        name, operations = self._name_to_claim(request), (request,)
         encoded = request.encoded_on(target, name)
-        touched = self._touched(touches)
-        done = partial(self._transacted, request.seq, name, touches, touched)
+        ids = ids_of(self._gateway, operations)
+        done = partial(self._transacted, request.seq, name, operations, ids)
         operator = self._operators.operate(target, request.epoch)
         if operator is not None:
             unclaimed = None if name is None else partial(request.encoded_on, target, None)
@@ -549,29 +550,21 @@ class Service:
         """Under what name sessions are touched; none if they are claimed afterwards, or not."""
         return None if self._is_draining else self._may_be_given(request)
 
-    def _touched(self, touches: Iterable[ask.Touch]) -> list[tuple[int, int]]:
-        """Which sessions that are, with their epochs, as this node has it now."""
-        targets = ((one.target, one.epoch) for one in touches)
-        return [
-            (one if isinstance(one, int) else self._gateway.session_id(one), epoch)
-            for one, epoch in targets
-        ]
-
     def _txn(self, request: ask.Txn) -> None:
         operations, name = request.operations, None
-        touches = [one for one in operations if isinstance(one, ask.Touch)]
         gives = any(map(_gives, operations))
         if gives:
             name = self._may_be_given(request)
-        elif touches:
+        elif any(isinstance(one, ask.Touch) for one in operations):
             name = self._name_to_claim(request)
         themes = [one.theme for one in operations if isinstance(one, ask.New)]
         self._front.check(self._principal, Scope.OPERATE, *themes)
         targets = tuple(target for target, _, _ in request.shown)
 
         def go_on() -> None:
-            encoded, shown, touched = request.encoded(name), request.shown, self._touched(touches)
-            done = partial(self._transacted, request.seq, name, operations, touched)
+            encoded, shown = request.encoded(name), request.shown
+            ids = ids_of(self._gateway, operations)
+            done = partial(self._transacted, request.seq, name, operations, ids)
             # What is given to who is gone is given back; what it touches may be another's by then.
             claims = name is not None and not gives
             self._operators.transact(
@@ -594,26 +587,27 @@ class Service:
         seq: int,
         name: bytes | None,
         operations: Collection[ask.Request],
-        touched: list[tuple[int, int]],
+        before: Ids,
         result: Result,
     ) -> None:
-        """Direct what was given or touched, and answer. `touched` is as this node had it before."""
-        named = [one for one in operations if isinstance(one, ask.Targeted)]
-        ended = {one.target for one in named if one.is_verdict}
-        given: list[tuple[int, int]] = []
-        missed: list[tuple[int, int]] = []
-        if isinstance(result, Done):
-            given += _given_by(operations, result, ended)
+        """Direct what was given or touched, and answer. `before` is as this node had it before."""
+        ids = ids_of(self._gateway, operations, before)
+        given: list[Held] = []
+        missed: list[Held] = []
         if isinstance(result, Failure):
-            self._consumer.doubts(result, touched)
-        elif name is not None:
-            touches = [one for one in named if isinstance(one, ask.Touch)]
-            for one, (session_id, epoch) in zip(touches, self._touched(touches), strict=True):
-                is_taken = self._consumer.take(session_id, epoch, is_known=True)
-                if not (is_taken or ended & {one.target, session_id}):
-                    missed.append((session_id, epoch))
-        elif not self._is_draining:
-            given += touched
+            self._consumer.doubts(result, touched_by(operations, ids))
+        else:
+            results = result.results if isinstance(result, Done) else (result,)
+            effects = effects_of(operations, results, ids)
+            given += effects.given.items()
+            if name is None:
+                given += () if self._is_draining else effects.touched
+            else:
+                missed += [
+                    one
+                    for one in effects.touched
+                    if one[0] not in effects.ended and not self._consumer.take(*one, is_known=True)
+                ]
 
         def told() -> None:
             if isinstance(result, Done):
@@ -710,21 +704,6 @@ def _gives(operation: ask.TxnRequest) -> bool:
             return True
         case _:
             return False
-
-
-def _given_by(
-    operations: Iterable[ask.Request], done: Done, ended: Collection[op.Target]
-) -> Iterator[tuple[int, int]]:
-    """What a transaction has given to whoever asked for it, and has not ended itself."""
-    for one, result in zip(operations, done.results, strict=True):
-        if isinstance(result, Created | Acquired) and result.epoch:
-            names: list[op.Target] = [result.session_id]
-            if isinstance(one, ask.Targeted):
-                names.append(one.target)
-            elif isinstance(one, ask.New) and one.key is not None:
-                names.append((one.theme, ask.key_of(one.key)))
-            if not any(name in ended for name in names):
-                yield result.session_id, result.epoch
 
 
 def _without_key(request: ask.Request) -> None:

@@ -644,7 +644,7 @@ async def test_frames_that_ask_nothing_let_others_have_their_turn(
     taken = most = 0
     receive = web.WebSocketResponse.receive
 
-    async def counted(socket: web.WebSocketResponse) -> Any:  # noqa: ANN401 - its messages
+    async def counted(socket: web.WebSocketResponse) -> Any:
         nonlocal taken
         taken += 1
         return await receive(socket)

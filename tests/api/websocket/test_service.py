@@ -803,26 +803,62 @@ async def test_what_shows_an_epoch_is_never_done_to_the_next_session_of_the_key(
     assert (await ws.ask("append", **held, epoch=second["epoch"], text="a"))["revision"] == 2
 
 
-@pytest.mark.parametrize("by_key", [False, True])
-@pytest.mark.parametrize("how", ["take", "new", "touch"])
-async def test_what_a_transaction_gives_and_ends_is_not_told_to_be_lost(
-    ws: Client, how: str, *, by_key: bool
+def losses(ws: Client) -> list[dict[str, Any]]:
+    return [one for one in ws.pushes if one["push"] == "lease_lost"]
+
+
+NAMINGS = ["id", "key", "id, key", "key, id"]
+
+
+@pytest.mark.parametrize("naming", NAMINGS)
+@pytest.mark.parametrize("how", ["take", "touch"])
+async def test_what_a_transaction_gives_or_touches_and_ends_is_not_told_to_be_lost(
+    node: Running, ws: Client, how: str, naming: str
 ) -> None:
-    created = await ws.ask(
-        "new", theme=THEME, key="k", **({} if how == "touch" else {"repeat_after": 0})
-    )
-    name = {"theme": THEME, "key": "k"} if by_key else {"id": created["id"]}
-    if how == "new":
-        name = {"theme": THEME, "key": "other"}
-        first: dict[str, Any] = {"op": "new", **name}
-    else:
-        first = {"op": how, **name}
-    if how == "touch":
-        first["epoch"] = 1
-    done = await ws.ask("txn", operations=[first, {"op": "remove", **name, "epoch": 1}])
+    is_held = how == "touch"
+    created = await ws.ask("new", theme=THEME, key="k", **({} if is_held else {"repeat_after": 0}))
+    names = {"id": {"id": created["id"]}, "key": {"theme": THEME, "key": "k"}}
+    first, *_, last = (names[one] for one in naming.split(", ") * 2)
+    shown = {"epoch": 1} if is_held else {}
+    operations = [{"op": how, **first, **shown}, {"op": "remove", **last, "epoch": 1}]
+    done = await ws.ask("txn", operations=operations)
     assert "error" not in done
     assert (await ws.ask("heartbeat"))["held"] == 0
-    assert not [one for one in ws.pushes if one["push"] == "lease_lost"]
+    assert not losses(ws)
+    assert node.front.operators.lost == 0
+
+
+async def test_what_a_transaction_begins_and_ends_is_not_told_to_be_lost(ws: Client) -> None:
+    name = {"theme": THEME, "key": "k"}
+    operations = [{"op": "new", **name}, {"op": "remove", **name, "epoch": 1}]
+    assert "error" not in await ws.ask("txn", operations=operations)
+    assert (await ws.ask("heartbeat"))["held"] == 0
+    assert not losses(ws)
+
+
+@pytest.mark.parametrize("naming", NAMINGS)
+async def test_a_transaction_may_end_a_session_and_begin_the_next_of_its_key(
+    node: Running, ws: Client, naming: str
+) -> None:
+    created = await ws.ask("new", theme=THEME, key="k")
+    name = {"theme": THEME, "key": "k"}
+    names = {"id": {"id": created["id"]}, "key": name}
+    first, *_, last = (names[one] for one in naming.split(", ") * 2)
+    operations = [
+        {"op": "touch", **first, "epoch": 1},
+        {"op": "remove", **last, "epoch": 1},
+        {"op": "new", **name},
+    ]
+    done = await ws.ask("txn", operations=operations)
+    begun = done["results"][-1]
+    assert not losses(ws)
+    # It is directed here, so that its loss is told.
+    headers = {"Ritornello-Epoch": str(begun["epoch"]), "Ritornello-Consumer": "somebody"}
+    url = f"{node.url}/v1/sessions/{begun['id']}/touch"
+    async with ClientSession() as http, http.post(url, headers=headers) as answer:
+        assert answer.status == 200
+    async with asyncio.timeout(2):
+        assert (await ws.push("lease_lost"))["id"] == begun["id"]
 
 
 async def test_whoever_holds_a_session_that_is_touched_over_http_is_told_at_once(
