@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
@@ -317,11 +317,11 @@ class Call:
             return await self._in_time(begin)
         finally:
             caller.is_gone = True
-            self.front.operators.see_holder(operator)
+            self.front.operators.see_holder(operator)  # a touch has made it the caller's
 
     async def transact(
         self,
-        shown: Iterable[Shown],
+        shown: Collection[Shown],
         encoded: bytes,
         weight: int,
         abandoned: Callable[[Result], object] | None,
@@ -330,9 +330,10 @@ class Call:
 
         See `Operators.transact`.
         """
-        caller = Caller()
+        caller, operators = Caller(), self.front.operators
+        at = [operators.operate(target, epoch) for target, epoch, _ in shown if epoch]
         transact = partial(
-            self.front.operators.transact,
+            operators.transact,
             shown,
             encoded,
             weight=weight,
@@ -344,6 +345,9 @@ class Call:
             return _checked(await self.wait_for(transact, abandoned))
         finally:
             caller.is_gone = True
+            for operator in at:
+                if operator is not None:
+                    operators.see_holder(operator)
 
     async def _in_time(self, begin: Callable[[Callable[[Result], None]], object]) -> Any:  # noqa: ANN401 - a result
         """Wait for the result of what may have to wait for its turn. Raises `Refusal`."""

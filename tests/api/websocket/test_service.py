@@ -861,13 +861,17 @@ async def test_a_transaction_may_end_a_session_and_begin_the_next_of_its_key(
         assert (await ws.push("lease_lost"))["id"] == begun["id"]
 
 
+@pytest.mark.parametrize("is_transaction", [False, True])
 async def test_whoever_holds_a_session_that_is_touched_over_http_is_told_at_once(
-    node: Running, ws: Client
+    node: Running, ws: Client, *, is_transaction: bool
 ) -> None:
     held = await ws.ask("new", theme=THEME)
-    headers = {"Ritornello-Epoch": "1", "Ritornello-Consumer": "somebody"}
-    url = f"{node.url}/v1/sessions/{held['id']}/touch"
-    async with ClientSession() as http, http.post(url, headers=headers) as answer:
+    headers = {"Ritornello-Consumer": "somebody"}
+    path, body = f"sessions/{held['id']}/touch", dict[str, Any](epoch=1)
+    if is_transaction:
+        path, body = "txn", {"operations": [{"op": "touch", "id": held["id"], "epoch": 1}]}
+    url = f"{node.url}/v1/{path}"
+    async with ClientSession(headers=headers) as http, http.post(url, json=body) as answer:
         assert answer.status == 200
     async with asyncio.timeout(2):  # a heartbeat would find out much later
         lost = await ws.push("lease_lost")
