@@ -23,6 +23,7 @@ from state.operations import Acquire
 _LOOK_S = 1.0  # for what no hint has told of
 _LOOKS = 4096  # at so many themes in one turn of the loop
 PLACES_MAX = 262_144  # of waiters in the queues of their themes
+CONSUMER_PLACES_MAX = PLACES_MAX // 8  # of one consumer's, so that there are some for others
 _RETRY_AFTER_MS = 1000
 
 Found = Callable[[list[SessionView] | Failure], object]
@@ -70,13 +71,15 @@ class Waiters:
         self._lines: dict[int, _Line] = {}  # by theme; none is empty
         self._timer: asyncio.TimerHandle | None = None
         self._is_stopped = False
+        self._count = 0  # of waiters
         self._places = 0  # that are taken
+        self._places_of: dict[bytes, int] = {}  # by consumer; none is 0
         self.acquires = 0  # asked of the cluster, since the start
         self.empty_answers = 0  # of these
         gateway.watchers.append(self)
 
     def __len__(self) -> int:
-        return len({waiter for line in self._lines.values() for waiter in line.waiters})
+        return self._count
 
     @property
     def count_max(self) -> int:
@@ -96,7 +99,7 @@ class Waiters:
         if refused is not None or self._is_stopped:
             waiter.answer(refused or [])
             return waiter
-        self._places += len(waiter.themes)
+        self._note(waiter, 1)
         for theme in waiter.themes:
             line = self._lines.get(theme)
             if line is None:
@@ -119,9 +122,21 @@ class Waiters:
             bound = getattr(limits, limit)
             if value > bound:
                 return LimitExceeded(limit, value, bound)
-        if self._places + len(waiter.themes) > PLACES_MAX:
+        places = len(waiter.themes)
+        theirs = 0 if waiter.consumer is None else self._places_of.get(waiter.consumer, 0)
+        if self._places + places > PLACES_MAX or theirs + places > CONSUMER_PLACES_MAX:
             return Overloaded(_RETRY_AFTER_MS)
         return None
+
+    def _note(self, waiter: Waiter, sign: int) -> None:
+        """Count a waiter and its places: 1 when it comes, -1 when it goes."""
+        places = sign * len(waiter.themes)
+        self._count += sign
+        self._places += places
+        if waiter.consumer is not None:
+            theirs = self._places_of.pop(waiter.consumer, 0) + places
+            if theirs:
+                self._places_of[waiter.consumer] = theirs
 
     def leave(self, waiter: Waiter) -> bool:
         """Wait no more. False if its Acquire is on its way: then that is still answered."""
@@ -145,7 +160,7 @@ class Waiters:
 
     def _forget(self, waiter: Waiter) -> None:
         waiter.is_over = True
-        self._places -= len(waiter.themes)
+        self._note(waiter, -1)
         for theme in waiter.themes:
             line = self._lines[theme]
             del line.waiters[waiter]

@@ -23,9 +23,11 @@ class Setting:
     def store(self, count: int = 1, theme: int = THEME, after_ms: int = 0) -> None:
         self.cluster.do(*(op.New(theme, repeat_after_ms=after_ms) for _ in range(count)))
 
-    def wait(self, *themes: int, count: int = 1) -> tuple[Waiter, Answers]:
+    def wait(
+        self, *themes: int, count: int = 1, consumer: bytes | None = None
+    ) -> tuple[Waiter, Answers]:
         answers = Answers()
-        return self.waiters.ask(themes or (THEME,), count, None, answers), answers
+        return self.waiters.ask(themes or (THEME,), count, consumer, answers), answers
 
 
 @pytest.fixture
@@ -238,6 +240,22 @@ def test_so_many_places_in_queues_are_taken_and_no_more(
     at.waiters.leave(first)
     _, answers = at.wait(1, 2)
     assert not answers
+
+
+def test_one_consumer_leaves_places_for_others(
+    at: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "CONSUMER_PLACES_MAX", 2)
+    first, _ = at.wait(1, 2, consumer=b"greedy")
+    refused, answers = at.wait(1, consumer=b"greedy")
+    assert refused.is_over
+    assert isinstance(answers[0], Overloaded)
+    assert not at.wait(1, 2, consumer=b"other")[1]
+    assert not at.wait(1, 2)[1]
+    assert len(at.waiters) == 3
+    at.waiters.leave(first)
+    assert len(at.waiters) == 2
+    assert not at.wait(1, consumer=b"greedy")[1]
 
 
 def test_who_waits_for_many_themes_is_looked_at_in_many_turns(
