@@ -11,9 +11,9 @@ reaper's Store is applied; the calendar only knows where to look.
 """
 
 from collections.abc import Callable, Iterator
-from heapq import heappop, heappush
 from itertools import islice
 
+from state.ordered import OrderedInts
 from state.records import Consumer, Session
 
 BUCKET_MS = 128
@@ -31,8 +31,8 @@ class LeaseCalendar:
     ) -> None:
         self._session = session
         self._consumer = consumer
-        self._buckets: dict[int, dict[Entry, None]] = {}
-        self._order: list[int] = []  # heap of the keys of _buckets
+        self._buckets: dict[int, dict[Entry, None]] = {}  # by their numbers; none is empty
+        self._numbers = OrderedInts()
         self._overdue: dict[Entry, None] = {}
 
     def enter(self, session: Session) -> None:
@@ -47,7 +47,9 @@ class LeaseCalendar:
                 entry = (consumer.consumer_id, lease_ms)
                 consumer.buckets[lease_ms] = self._schedule(entry, consumer.seen_ms + lease_ms)
             group[session.session_id] = None
-            if not session.progress_ms and session.touched_ms <= consumer.seen_ms:
+            # The group may have been put off, and its consumer seen once more after that.
+            is_in_time = consumer.buckets[lease_ms] <= _bucket_of(consumer.seen_ms + lease_ms)
+            if not session.progress_ms and session.touched_ms <= consumer.seen_ms and is_in_time:
                 return
         session.lease_bucket = self._schedule(session.session_id, session.deadline_ms)
 
@@ -73,18 +75,20 @@ class LeaseCalendar:
         """When there may next be something to find."""
         if self._overdue:
             return 0
-        return self._order[0] * BUCKET_MS if self._order else None
+        number = self._numbers.first()
+        return None if number is None else number * BUCKET_MS
 
     def sweep(self, now_ms: int, count: int) -> None:
-        """Look at about `count` entries whose bucket has come up."""
-        while self._order and self._order[0] * BUCKET_MS <= now_ms and count > 0:
-            bucket = self._buckets[self._order[0]]
+        """Look at up to `count` entries whose bucket has come up."""
+        while count > 0:
+            number = self._numbers.first()
+            if number is None or number * BUCKET_MS > now_ms:
+                return
+            bucket = self._buckets[number]
             for entry in list(islice(bucket, count)):
-                del bucket[entry]
+                self._unschedule(entry, number)
                 count -= 1
                 self._look_at(entry, now_ms)
-            if not bucket:
-                del self._buckets[heappop(self._order)]
 
     def stale(self, now_ms: int, count: int) -> list[tuple[int, int]]:
         """Up to `count` sessions whose lease has ended, as (id, epoch), among those it has come to.
@@ -179,16 +183,26 @@ class LeaseCalendar:
         return consumer.seen_ms + lease_ms
 
     def _schedule(self, entry: Entry, deadline_ms: int) -> int:
-        number = deadline_ms // BUCKET_MS + 1  # so that it is over when its bucket comes up
+        number = _bucket_of(deadline_ms)
         bucket = self._buckets.get(number)
         if bucket is None:
-            bucket = self._buckets[number] = {}
-            heappush(self._order, number)
-        bucket[entry] = None
+            self._buckets[number] = {entry: None}
+            self._numbers.add(number)
+        else:
+            bucket[entry] = None
         return number
 
     def _unschedule(self, entry: Entry, number: int) -> None:
         bucket = self._buckets.get(number)
-        if bucket is not None:
-            bucket.pop(entry, None)
-        self._overdue.pop(entry, None)
+        if bucket is None or entry not in bucket:
+            self._overdue.pop(entry, None)
+        elif len(bucket) > 1:
+            del bucket[entry]
+        else:
+            del self._buckets[number]
+            self._numbers.remove(number)
+
+
+def _bucket_of(deadline_ms: int) -> int:
+    """The number of the bucket that comes up when a deadline is over."""
+    return deadline_ms // BUCKET_MS + 1

@@ -378,8 +378,8 @@ class StateMachine:
         """Up to `count` active sessions whose lease has ended, as (id, epoch): the reaper's work.
 
         The same are found again until they have been stored; the reaper does not ask while its
-        last Stores are on their way. A call looks at about `count` entries, of which many may have
-        been renewed: ask again while `next_wake_ms` is not in the future.
+        last Stores are on their way. A call looks at `count` entries after the other until it has
+        found something: of those that come up, many may have been renewed.
         """
         return self._tables.leases.stale(self._tables.now_ms, count)
 

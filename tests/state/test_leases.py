@@ -103,7 +103,7 @@ def calendar_size(machine: StateMachine) -> int:
     calendar = machine._tables.leases  # noqa: SLF001
     buckets = calendar._buckets  # noqa: SLF001
     entries = sum(map(len, buckets.values()))
-    return entries + len(buckets) + len(calendar._order) + len(calendar._overdue)  # noqa: SLF001
+    return entries + len(buckets) + len(calendar._numbers) + len(calendar._overdue)  # noqa: SLF001
 
 
 def tick(machine: Machine) -> None:
@@ -400,6 +400,21 @@ def test_a_transaction_that_fails_delays_nothing_that_a_silent_consumer_holds() 
     assert stale_ids(machine) == [1]
 
 
+def test_nor_what_it_was_put_off_for_if_its_consumer_was_seen_once_more() -> None:
+    machine = Machine()
+    machine.do(New(1, consumer=b"c"))
+    machine.do(Tick(LEASE_MS - 1), Append(1, 1, b"x"))
+    machine.do(Tick(LEASE_MS + BUCKET_MS))
+    assert not stale_ids(machine)  # from here on it is watched by itself, and its group put off
+    machine.do(Tick(LEASE_MS + 2 * BUCKET_MS), Heartbeat(b"c"))
+    machine.do(Tick(2 * LEASE_MS + 3 * BUCKET_MS))
+    assert stale_ids(machine) == [1]
+    machine.do(Txn((Append(1, 1, b"x"), Remove(99, None))))
+    tick(machine)
+    tick(machine)
+    assert stale_ids(machine) == [1]
+
+
 def test_a_release_is_no_sign_of_life() -> None:
     machine = Machine()
     machine.do(*(New(1, consumer=b"c") for _ in range(3)))
@@ -562,6 +577,15 @@ def test_the_calendar_is_empty_when_all_have_left() -> None:
         machine.do(Remove(one.session_id, 1))
     machine.do(Tick(LEASE_MS + BUCKET_MS))
     assert calendar_size(machine.state) == 0
+
+
+def test_what_leaves_before_its_time_leaves_nothing() -> None:
+    machine = Machine()
+    for number in range(1, 500):
+        machine.do(Tick(number * BUCKET_MS), New(1))
+        assert calendar_size(machine.state) > 0
+        machine.do(Remove(number, 1))
+        assert calendar_size(machine.state) == 0
 
 
 @pytest.mark.parametrize("same", [True, False], ids=["one name", "new names"])
