@@ -92,8 +92,11 @@ class Session(HeldSession):
         was, self._has_verdict = self._has_verdict, True
         try:
             return await self._ask(request)
-        except RitornelloError:
+        except RitornelloError as error:
             self._has_verdict = was or self._held.has_verdict
+            loss = self._held.loss
+            if loss is not None and not isinstance(error, LeaseLost):
+                self._lost(loss)  # it was lost before this failure was told
             raise
 
     async def _ask(self, request: Request) -> Message:

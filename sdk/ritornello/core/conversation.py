@@ -44,7 +44,7 @@ _HEAD_BYTES = 5  # of a list of requests, at most
 _LEASE_S = 30.0  # of a session whose lease an older server has not told
 _CLAIMING = frozenset({"touch", "txn"})  # of what is asked of sessions that are held
 _RESUMED = "resumed"  # why a session is lost: somebody has resumed it elsewhere
-_LOOK_AGAIN_S = 0.5  # at a session that is overdue, while a verdict is on its way
+_LOOK_AGAIN_S = 0.5  # at a session whose time is over, while a verdict is on its way
 _WAIT_END_S = 0.2  # an acquire whose wait ends so soon is not asked again
 
 OnSession = Callable[[Held, SessionView], None]
@@ -222,7 +222,7 @@ class Conversation:
             self.give_back(held, reason)
 
     def _look_at_spared(self, request: Request) -> None:
-        """It has ended without an answer: give back what was spared for its sake."""
+        """It has ended: give back what was spared for its sake, unless it brought that."""
         if request.op != "resume" or request.is_own:
             return
         for held in list(self.held.values()):
@@ -404,8 +404,8 @@ class Conversation:
             request = self._next(is_own=is_own)
             if request is None:
                 break
-            if request.doubts and now_s >= request.known_until_s and request.held:
-                self._turns.doubt(request, _not_answered("for too long"))
+            if request.doubts and now_s >= request.known_until_s:
+                self._give_up(request, _not_answered("for too long"))
                 continue
             try:
                 part = self._encoded(request, now_s)
@@ -448,6 +448,13 @@ class Conversation:
         return self._leases.is_unheard()
 
     # Sending
+
+    def _give_up(self, request: Request, error: RitornelloError) -> None:
+        """Send it no more: nobody will ever know whether it was done."""
+        if request.held:
+            self._turns.doubt(request, error)
+        else:
+            self.tell(request, error)
 
     def queue(self, request: Request) -> None:
         """Have a request sent, after those that are queued."""
@@ -507,12 +514,14 @@ class Conversation:
             request.is_over = True
             done, request.done = request.done, nobody  # whoever waited is let go
             done(result)
-            if not isinstance(result, Message):
+            if request.gives or not isinstance(result, Message):
                 self._look_at_spared(request)
 
     def _succeeded(self, request: Request, message: Message) -> None:
         if request.gives:
             self._given(request, message)
+            if self._is_resumed_later(request):
+                return
         elif request.op == "txn":
             request.results = frames.results_of(message.results)
         if request.held:
@@ -525,6 +534,19 @@ class Conversation:
             self.queue(request)
         else:
             self.tell(request, message)
+
+    def _is_resumed_later(self, request: Request) -> bool:
+        """Whether its session could not be resumed just now, and is asked for once more."""
+        if request.op != "resume" or len(request.results) != 1 or request.results[0].error is None:
+            return False
+        error = request_error(request.results[0].error)
+        if error.outcome is Outcome.UNKNOWN:
+            request.doubts += 1
+            self._note_claims(request)
+        if request.is_over or not self.may_try_again(request, error):
+            return False
+        self.try_later(request, error)
+        return True
 
     def _see_claims(self, request: Request) -> None:
         """It has made a session ours that was given up meanwhile."""
@@ -684,14 +706,20 @@ class Conversation:
 
     def _end_leases(self, now_s: float) -> None:
         """Give up what the cluster may have given to another."""
+        next_s = FOREVER
         for held in list(self.held.values()):
             verdict = held.current
-            if held.expires_s <= now_s and not (verdict is not None and verdict.is_verdict):
+            if held.expires_s > now_s:
+                next_s = min(next_s, held.expires_s)
+            elif verdict is not None and verdict.is_verdict:
+                next_s = min(next_s, now_s + _LOOK_AGAIN_S)
+            else:
                 detail = "no sign of life was answered for as long as its lease"
-                self._turns.lose(held, held.lost("stale", detail))
-                self._forsake()
-        ends = (one.expires_s for one in self.held.values() if one.expires_s > now_s)
-        self._expiring_s = min(ends, default=FOREVER)
+                presumed = held.presumed_loss
+                self._turns.lose(held, presumed or held.lost("stale", detail))
+                if presumed is None:
+                    self._forsake()
+        self._expiring_s = next_s
 
     def _forsake(self) -> None:
         """Take note that the cluster may keep a session for us that we have given up."""
@@ -741,7 +769,7 @@ class Conversation:
                 self._turns.over(held, error)
         if again:
             later = Request({**request.fields, "sessions": []}, FOREVER, nobody, is_own=True)
-            later.failures = request.failures
+            later.failures, later.weight = request.failures, len(again)
             later.fields["sessions"] = [{"id": one.id, "epoch": one.epoch} for one in again]
             later.done = partial(self._resumed, again, later)
             self.try_later(later)

@@ -105,7 +105,7 @@ class Leases:
         period_s = limits.HEARTBEAT_IDLE_S
         for held in self._held.values():
             period_s = min(period_s, _period_s(held.lease_s))
-            if held.is_resumed and held.since_s <= sent_s:
+            if held.is_resumed and held.presumed_loss is None and held.since_s <= sent_s:
                 held.lasts_until(sent_s + held.lease_s)
         self._next_s = self._now() + period_s
 

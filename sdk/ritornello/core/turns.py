@@ -11,7 +11,7 @@
 """
 
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Any, Protocol
 
 from ritornello import limits
 from ritornello.core import frames
@@ -251,6 +251,7 @@ class Turns:
     def _seems_done(self, request: Request, held: Held, revision: int) -> None:
         held.revision = revision
         if not held.is_doubtful:
+            request.sent_s = 0.0  # this copy was not done, and has renewed nothing
             self._done(request, held, Message(revision=revision))
             return
         detail = "the session has changed, and whether by this request is not known"
@@ -267,16 +268,18 @@ class Turns:
         for operation, result in zip(operations, results, strict=True):
             held = by_id.get(operation.get("id"))
             if held is not None and not held.is_over:
-                self._part_done(request, held, operation["op"], result)
+                self._part_done(request, held, operation, result)
         request.results = results
         self._host.tell(request, message)
         self._free(request)
 
-    def _part_done(self, request: Request, held: Held, op: str, result: Result) -> None:
+    def _part_done(
+        self, request: Request, held: Held, operation: dict[str, Any], result: Result
+    ) -> None:
         held.revision = result.revision
-        held.is_doubtful = False
+        held.is_doubtful &= not operation.get("data")  # without data it has changed nothing
         held.lasts_until(request.sent_s + held.lease_s)
-        if op in VERDICTS:
+        if operation["op"] in VERDICTS:
             self._end(held)
 
     def _mismatched(self, request: Request, held: Held, error: RevisionMismatch) -> None:

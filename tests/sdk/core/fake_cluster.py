@@ -288,10 +288,18 @@ class FakeCluster:
 
     def _resume(self, connection: Connection, fields: Fields) -> Fields:
         try:
-            session = self._held(fields)
+            return self._resumed(connection, fields)
         except Refused as error:
             return {"id": fields["id"], "error": error.fields}
+
+    def _resumed(self, connection: Connection, fields: Fields) -> Fields:
+        dice = self._chance.random()
+        if dice < self.trouble / 4:
+            raise Refused("overloaded", retryable=True)
+        session = self._held(fields)
         self._claim(session, connection)
+        if dice < self.trouble / 2:
+            raise Refused("timed_out", outcome="unknown", retryable=True)
         return {
             "id": session.id,
             "epoch": session.epoch,

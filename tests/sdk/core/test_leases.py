@@ -8,7 +8,7 @@ import pytest
 
 from ritornello.core import frames
 from ritornello.core.conversation import Conversation
-from ritornello.core.requests import Held, Request
+from ritornello.core.requests import Held, Request, Way
 from ritornello.errors import LeaseLost, Outcome, RitornelloError
 from ritornello.limits import CLAIM_S, HEARTBEAT_IDLE_S, Options
 
@@ -304,3 +304,146 @@ def test_nothing_is_pushed_any_more_when_the_connection_is_about_to_be_left() ->
     talk.pass_by(0.1)
     assert talk.is_quiet()
     assert any(one["op"] == "credit" and one["count"] == 5 for one in connect_again(talk))
+
+
+# What is not known to be done
+
+
+def ask(
+    talk: Talk, fields: dict[str, Any], told: list[Any], held: Held, **how: Any
+) -> dict[str, Any]:
+    """Ask for something; how it is sent."""
+    talk.talk.ask(Request(dict(fields), talk.now_s + 60, told.append, held=(held,), **how))
+    (sent,) = (one for one in talk.sent() if one["op"] == fields["op"])
+    return sent
+
+
+APPEND = {"op": "append", "id": "1a", "epoch": 1, "data": b"x"}
+LATE = {"code": "timed_out", "outcome": "unknown", "retryable": True, "detail": "late"}
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        {"op": "touch", "id": "1a", "epoch": 1},
+        {"op": "append", "id": "1a", "epoch": 1, "data": b""},
+    ],
+    ids=["touch", "empty append"],
+)
+def test_a_transaction_in_doubt_stays_in_doubt_when_another_one_changes_nothing(
+    operation: dict[str, Any],
+) -> None:
+    """It may be done late, and then the revision says nothing of what was asked after it."""
+    talk, told = Talk(), list[Any]()
+    held = talk.take(lease_ms=60_000)
+    ask(talk, {"op": "txn", "operations": [APPEND]}, [], held, way=Way.ONCE)
+    resumed(talk, resumes(connect_again(talk)))
+    sent = ask(talk, {"op": "txn", "operations": [operation]}, [], held, way=Way.ONCE)
+    talk.answer({"seq": sent["seq"], "results": [{"revision": 1}]})
+    ask(talk, APPEND, told, held, changes=1)
+    asked = resumes(connect_again(talk))
+    sessions = [{**one, "revision": 2, "lease_ms": 60_000} for one in asked["sessions"]]
+    talk.answer({"seq": asked["seq"], "sessions": sessions})
+    (error,) = told
+    assert isinstance(error, RitornelloError)
+    assert error.outcome is Outcome.UNKNOWN
+
+
+def test_a_copy_that_is_refused_as_the_first_was_done_renews_nothing() -> None:
+    talk, told = Talk(), list[Any]()
+    held = talk.take(lease_ms=60_000)
+    until_s = held.expires_s
+    sent = ask(talk, APPEND, told, held, changes=1)
+    talk.answer({"seq": sent["seq"], "error": LATE})
+    talk.now_s += 5
+    (again,) = (one for one in talk.sent() if one["op"] == "append")
+    mismatch = {"code": "revision_mismatch", "outcome": "not_applied", "retryable": False}
+    error = {**mismatch, "detail": "", "id": "1a", "revision": 1, "current": 2}
+    talk.answer({"seq": again["seq"], "error": error})
+    (answer,) = told
+    assert answer.revision == 2
+    assert held.expires_s == until_s
+
+
+def test_what_is_presumed_lost_is_told_at_the_end_of_its_lease_whatever_is_in_doubt() -> None:
+    talk, told = Talk(), list[Any]()
+    held = talk.take()
+    ask(talk, {"op": "txn", "operations": [APPEND], "idempotency_key": "a"}, told, held)
+    asked = resumes(connect_again(talk))
+    lost = {"code": "lease_lost", "outcome": "not_applied", "retryable": False, "detail": ""}
+    error = {**lost, "id": "1a", "epoch": 1, "current_epoch": 2}
+    talk.answer({"seq": asked["seq"], "sessions": [{"id": "1a", "error": error}]})
+    talk.pass_by(0.5)
+    assert not talk.losses
+    talk.pass_by(1)
+    assert len(talk.losses) == 1
+    assert told[0].outcome is Outcome.UNKNOWN
+    assert not talk.has_to_end()
+
+
+def test_a_lease_is_watched_that_was_over_while_a_verdict_was_on_its_way() -> None:
+    talk, told = Talk(), list[Any]()
+    held = talk.take()
+    store = {"op": "store", "id": "1a", "epoch": 1, "repeat_after": 1e12}
+    ask(talk, store, told, held, is_verdict=True)
+    talk.pass_by(2, answers=False)
+    assert not talk.losses
+    sent = connect_again(talk)
+    asked = resumes(sent)
+    sessions = [{**one, "revision": 1, "lease_ms": LEASE_MS} for one in asked["sessions"]]
+    talk.answer({"seq": asked["seq"], "sessions": sessions})
+    (again,) = (one for one in talk.sent() if one["op"] == "store")
+    refused = {"code": "out_of_range", "outcome": "not_applied", "retryable": False, "detail": ""}
+    talk.answer({"seq": again["seq"], "error": refused})
+    assert len(told) == 1
+    talk.pass_by(2, answers=False)
+    assert len(talk.losses) == 1
+
+
+def resume(talk: Talk, told: list[Any]) -> dict[str, Any]:
+    """Ask for a session as users do; how it is sent."""
+    fields = {"op": "resume", "sessions": [{"id": "1a", "epoch": 1}]}
+    talk.talk.ask(Request(fields, talk.now_s + 10, told.append, gives=True))
+    return resumes(talk.sent())
+
+
+@pytest.mark.parametrize("is_refused", [True, False])
+def test_what_was_spared_for_a_resume_that_fails_comes_back(*, is_refused: bool) -> None:
+    talk, told = Talk(), list[Any]()
+    held = talk.take()
+    asked = resume(talk, told)
+    talk.talk.give_back_unowned(held)
+    assert held.is_spared
+    if is_refused:
+        error = {**LATE, "code": "forbidden", "outcome": "not_applied", "retryable": False}
+        talk.answer({"seq": asked["seq"], "sessions": [{"id": "1a", "error": error}]})
+        assert len(told) == 1
+        assert "store" in {one["op"] for one in talk.sent()}
+    else:
+        resumed(talk, asked)
+        assert "store" not in {one["op"] for one in talk.sent()}
+
+
+def test_a_session_that_cannot_be_resumed_just_now_is_asked_for_again() -> None:
+    talk, told = Talk(), list[Any]()
+    asked = resume(talk, told)
+    talk.answer({"seq": asked["seq"], "sessions": [{"id": "1a", "error": LATE}]})
+    assert not told
+    talk.now_s += 5
+    resumed(talk, resumes(talk.sent()))
+    assert [type(one) for one in told] == [frames.Message]
+
+
+def test_what_begins_a_session_is_not_sent_again_either_when_its_key_may_be_forgotten() -> None:
+    talk, told = Talk(), list[Any]()
+    fields = {"op": "new", "theme": 7, "data": b"", "idempotency_key": "a"}
+    talk.talk.ask(
+        Request(fields, talk.now_s + 60, told.append, gives=True, known_until_s=talk.now_s + 5)
+    )
+    assert "new" in {one["op"] for one in talk.sent()}
+    talk.talk.disconnected("it broke")
+    talk.now_s += 6
+    talk.talk.connected()
+    talk.answer(HELLO)
+    assert "new" not in {one["op"] for one in talk.sent()}
+    assert told[0].outcome is Outcome.UNKNOWN

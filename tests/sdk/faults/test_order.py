@@ -8,7 +8,8 @@ import pytest
 
 import ritornello.sync
 from ritornello import Client, NoVerdictWarning, Opening, Options, Session, WorkerOptions, limits
-from ritornello.core.requests import Home, Request
+from ritornello.core.conversation import Conversation
+from ritornello.core.requests import Held, Home, Request
 from ritornello.errors import (
     DeadlineExceeded,
     LeaseLost,
@@ -393,6 +394,48 @@ async def test_a_session_that_is_resumed_too_late_is_not_kept_by_signs_of_life(
         while (view := await client.get((theme, "late"))).phase == "active":  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     assert view.history[-1].cause == "stale"
+
+
+async def test_a_body_is_cancelled_whose_verdict_has_failed_as_its_session_was_lost(
+    local: LocalServer, client: Client
+) -> None:
+    """Both in one turn, as when a machine goes on that stood still for longer than both times."""
+    opened, told = asyncio.Event(), list[object]()
+
+    async def body() -> None:
+        async with client.new(THEME) as session:
+            opened.set()
+            sessions.append(session)
+            touching = asyncio.ensure_future(session.touch())
+            await asyncio.sleep(0)  # the verdict waits behind it
+            try:
+                await session.remove(timeout=60)
+            except DeadlineExceeded as error:
+                told.append(error.outcome)
+            try:
+                await asyncio.sleep(10)
+            finally:
+                told.append(session.is_lost)
+                await asyncio.gather(touching, return_exceptions=True)
+
+    def stand_still(held: Held) -> None:
+        home = held.home
+        assert isinstance(home, Conversation)
+        past_s = time.monotonic() - 1
+        held.waiting[0].deadline_s = held.expires_s = past_s
+        home._soonest_s = home._expiring_s = past_s  # noqa: SLF001 - or the test would take a lease
+        home.tick()
+
+    sessions: list[Session] = []
+    with local.faults.withhold(of="touch"):
+        task = asyncio.ensure_future(body())
+        await opened.wait()
+        await asyncio.sleep(0.1)
+        client.core.post(stand_still, sessions[0].core_held)
+        async with asyncio.timeout(5):
+            with pytest.raises(LeaseLost):
+                await task
+    assert told == [Outcome.NOT_APPLIED, True]
 
 
 # Options
