@@ -29,9 +29,10 @@ FindLeader = Callable[[str], Awaitable[str | None]]
 
 _TICK_S = 0.5  # at least so often it is looked whether the node is still there
 _QUIET_S = 3.0  # for what is on its way to be answered, before moving to another node
+_QUIET_LOOK_S = 0.02  # between two looks whether they have been
 _RESUMED_S = 5.0  # for what is held to be resumed elsewhere, before the old connection is closed
 _HURRY_S = 0.05  # for the last endings to be sent, if there was no time for more
-_LEAVE_S = 1.0  # for a node to answer a farewell
+_LEAVE_S = 1.0  # for a node to take a farewell, and again to answer it
 
 # Of a WebSocket that was refused: by the status of the answer.
 _REFUSALS = {
@@ -43,17 +44,36 @@ _REFUSALS = {
     429: ("rate_limited", True),
     503: ("draining", True),
 }
+_UNHEARD = "the node renews no leases"
 _LEFT = 4000  # a closing code with which the server keeps what is held
 
 
 class Socket:
     """An open WebSocket, and to which node."""
 
-    __slots__ = ("url", "ws")
+    __slots__ = ("_transport", "is_sending", "url", "ws")
 
     def __init__(self, url: str, ws: ClientWebSocketResponse) -> None:
         self.url = url
         self.ws = ws
+        # Kept, as a WebSocket that is closed has none; and there is no other way to it.
+        self._transport = ws._writer.transport  # noqa: SLF001
+        self.is_sending = False
+
+    def break_off(self) -> None:
+        """End it with nothing more sent: whoever waits for room is woken."""
+        self._transport.abort()
+
+    async def leave(self, code: int) -> None:
+        """Close it, in bounded time."""
+        try:
+            async with asyncio.timeout(2 * _LEAVE_S):  # to be sent, and to be answered
+                await self.ws.close(code=code)
+        except (aiohttp.ClientError, OSError):  # TimeoutError is one
+            pass
+        finally:
+            if self._transport.get_write_buffer_size():  # to a node that reads nothing
+                self.break_off()
 
 
 class Link:
@@ -83,6 +103,7 @@ class Link:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = 0.0
         self._running: asyncio.Task[None] | None = None
+        self._socket: Socket | None = None  # that is served
         self._aside: set[asyncio.Task[None]] = set()
         self._is_closing = False
         self._complaint = ""  # that was made last
@@ -140,7 +161,17 @@ class Link:
         self._timer = None  # which may come a little early
         self._tick()
         if self.conversation.is_unheard or self.conversation.has_to_end:
-            self._changed.set()  # nothing else may, as the node says nothing
+            self._look(self._socket)  # nothing else may, as the node says nothing
+
+    def _look(self, socket: Socket | None) -> None:
+        """Have it seen that a connection has ended, or has to, also while something is sent.
+
+        A node that reads nothing leaves no room for more, and to close the connection is to wait
+        for that room: so it is broken off.
+        """
+        self._changed.set()
+        if socket is not None and socket.is_sending:
+            socket.break_off()
 
     # Connecting
 
@@ -215,7 +246,7 @@ class Link:
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             raise NotConnected(f"{url}: {_why(error)}") from error
         if ws.protocol != frames.SUBPROTOCOL:
-            await ws.close(code=WSCloseCode.PROTOCOL_ERROR)
+            await Socket(url, ws).leave(WSCloseCode.PROTOCOL_ERROR)
             raise ProtocolError(f"{url} does not speak {frames.SUBPROTOCOL}")
         return Socket(url, ws)
 
@@ -242,7 +273,7 @@ class Link:
 
     def _came_second(self, task: asyncio.Task[Socket]) -> None:
         if not task.cancelled() and task.exception() is None:
-            self._set_aside(_leave(task.result(), WSCloseCode.OK))
+            self._set_aside(task.result().leave(WSCloseCode.OK))
 
     def _set_aside(self, coroutine: Coroutine[None, None, None]) -> None:
         """Have something done that nobody waits for, but the end."""
@@ -263,7 +294,7 @@ class Link:
     async def _serve(self, socket: Socket) -> Socket | None:
         """Serve over a connection until it ends. Answers the next one, if there is one already."""
         conversation = self.conversation
-        self.url = socket.url
+        self.url, self._socket = socket.url, socket
         conversation.connected()
         reading = self._loop.create_task(self._read(socket))
         # To another node: to the leader when it is elsewhere, or to any when this one is to stop.
@@ -271,7 +302,7 @@ class Link:
         if self._options.prefer == "leader" and len(self._nodes.urls) > 1:
             moving = self._moving(self._follow_leader())
         is_draining = False
-        reading.add_done_callback(lambda _: self._wake())
+        reading.add_done_callback(lambda _: self._look(socket))
         code, why = _LEFT, "the connection broke"
         try:
             while not reading.done():
@@ -280,10 +311,9 @@ class Link:
                 if conversation.has_to_end:
                     why = "a session was given up that it would keep"
                     break
-                while (frame := conversation.take()) is not None:
-                    await socket.ws.send_bytes(frame)
+                await self._send(socket)
                 if conversation.is_unheard:
-                    why = "the node renews no leases"
+                    why = _UNHEARD
                     break
                 if conversation.is_draining and not (is_draining and moving):
                     is_draining = True
@@ -305,8 +335,12 @@ class Link:
             code, why = WSCloseCode.OK, "the client was closed"
             raise
         except (aiohttp.ClientError, OSError) as error:
-            why = _why(error)
+            if reading.done():
+                why = reading.result()
+            else:
+                why = _UNHEARD if conversation.is_unheard else _why(error)
         finally:
+            self._socket = None
             reading.cancel()
             if moving is not None:
                 self._give_up(moving)
@@ -314,9 +348,18 @@ class Link:
             conversation.trouble = f"{socket.url}: {why}"
             self._nodes.avoid(socket.url)
             if code:
-                self._set_aside(_leave(socket, code))
+                self._set_aside(socket.leave(code))
         _log.info("the connection to %s has ended: %s", socket.url, why)
         return None
+
+    async def _send(self, socket: Socket, *, is_own: bool = False) -> None:
+        """Send what there is to be sent, as fast as the node reads; until then it is `_look`ed."""
+        socket.is_sending = True
+        try:
+            while (frame := self.conversation.take(is_own=is_own)) is not None:
+                await socket.ws.send_bytes(frame)
+        finally:
+            socket.is_sending = False
 
     async def _read(self, socket: Socket) -> str:
         """Take in what comes, until the connection ends. Answers why."""
@@ -369,19 +412,14 @@ class Link:
 
     async def _quiet(self, socket: Socket, reading: asyncio.Task[str]) -> None:
         """Wait for the answers that are on their way, before going on at another node."""
-        end_s = self._loop.time() + _QUIET_S
-        while not (self.conversation.is_quiet or reading.done()):
-            left_s = end_s - self._loop.time()
-            if left_s <= 0:
-                return
-            self._changed.clear()
-            try:
-                while (frame := self.conversation.take(is_own=True)) is not None:
-                    await socket.ws.send_bytes(frame)
-            except (aiohttp.ClientError, OSError):
-                return
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), min(left_s, 0.02))
+        with contextlib.suppress(aiohttp.ClientError, OSError):  # TimeoutError is one
+            async with asyncio.timeout(_QUIET_S):
+                while not (self.conversation.is_quiet or reading.done()):
+                    self._changed.clear()
+                    await self._send(socket, is_own=True)
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(_QUIET_LOOK_S):
+                            await self._changed.wait()
 
     async def _leave_later(self, socket: Socket) -> None:
         """Close a connection when what was held over it is held over the next one."""
@@ -389,18 +427,13 @@ class Link:
         while not self.conversation.is_resumed and self._loop.time() < end_s:  # noqa: ASYNC110
             await asyncio.sleep(0.01)  # rare, and over in a moment
         resumed = self.conversation.is_resumed
-        await _leave(socket, WSCloseCode.OK if resumed else _LEFT)
+        await socket.leave(WSCloseCode.OK if resumed else _LEFT)
 
     def _came_after_all(self, task: asyncio.Task[Socket | None]) -> None:
         if not task.cancelled() and task.exception() is None:
             found = task.result()
             if found is not None:
-                self._set_aside(_leave(found, WSCloseCode.OK))
-
-
-async def _leave(socket: Socket, code: int) -> None:
-    with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
-        await socket.ws.close(code=code)
+                self._set_aside(found.leave(WSCloseCode.OK))
 
 
 def _why(error: BaseException) -> str:

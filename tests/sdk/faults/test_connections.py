@@ -2,14 +2,16 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from urllib.parse import urlsplit
 
 import pytest
 from aiohttp import web
 
 from ritornello import Client, Options
 from ritornello.core import frames
-from ritornello.errors import DeadlineExceeded
+from ritornello.errors import ClientClosed, DeadlineExceeded
 from ritornello.testing import LocalServer
+from tests.sdk.faults.deaf import DeafProxy, deaf_proxy
 
 
 def connections(client: Client) -> int:
@@ -17,6 +19,26 @@ def connections(client: Client) -> int:
     main = client.core._main  # noqa: SLF001
     assert main is not None
     return main.conversation._connections  # noqa: SLF001
+
+
+def go_first_to(client: Client, url: str) -> None:
+    main = client.core._main  # noqa: SLF001
+    assert main is not None
+    main._nodes.favour(url)  # noqa: SLF001
+
+
+async def new_ones(client: Client, theme: int) -> None:
+    """Make more than there is room for in all buffers on the way to a node."""
+    made = (client.new(theme, bytes(500_000), after=3600, timeout=30) for _ in range(24))
+    assert all(one.created for one in await asyncio.gather(*made))
+
+
+@pytest.fixture
+async def way(local: LocalServer) -> AsyncIterator[DeafProxy]:
+    port = urlsplit(local.url).port
+    assert port is not None
+    async with deaf_proxy(port) as found:
+        yield found
 
 
 @pytest.fixture
@@ -63,3 +85,53 @@ async def test_a_node_that_renews_no_lease_is_left_in_time(
         assert session.lease_remaining > 0
         await session.append(b"x")
         await session.remove()
+
+
+async def test_a_node_that_reads_nothing_is_left_while_something_is_sent(
+    local: LocalServer, way: DeafProxy
+) -> None:
+    options = Options(silence_s=1.5, close_s=0.5, backoff_max_s=0.2)
+    async with Client([way.url, local.url], options=options) as client:
+        go_first_to(client, way.url)
+        await client.new(122, after=3600)
+        way.deafen(talks=False)
+        await new_ones(client, 122)
+        assert connections(client) >= 2
+        way.hear()
+        async with asyncio.timeout(20):
+            while not way.left:  # noqa: ASYNC110 - the old connection is not kept
+                await asyncio.sleep(0.02)
+
+
+async def test_a_node_that_renews_no_lease_is_left_while_something_is_sent(
+    local: LocalServer, way: DeafProxy
+) -> None:
+    theme = 123
+    async with Client([way.url, local.url], options=Options(close_s=0.5)) as client:
+        go_first_to(client, way.url)
+        await client.set_policy(theme, lease_ms=6000)
+        async with client.new(theme) as session:
+            way.deafen(talks=True)
+            await new_ones(client, 122)
+            assert connections(client) >= 2
+            await session.remove()
+
+
+async def test_a_client_is_closed_in_time_while_a_node_reads_nothing(
+    local: LocalServer, way: DeafProxy
+) -> None:
+    client = Client([way.url, local.url], options=Options(close_s=0.5))
+    async with client:
+        go_first_to(client, way.url)
+        await client.new(122, after=3600)
+        way.deafen(talks=True)
+        making = asyncio.ensure_future(new_ones(client, 122))
+        await asyncio.sleep(0.5)
+        async with asyncio.timeout(20):
+            await client.close()
+    with pytest.raises(ClientClosed):
+        await making
+    way.hear()
+    async with asyncio.timeout(20):
+        while not way.left:  # noqa: ASYNC110 - nothing tells
+            await asyncio.sleep(0.02)
