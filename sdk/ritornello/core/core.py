@@ -171,7 +171,8 @@ class Core:
             return self._token
         try:
             # Aside: it may read a file or ask somebody, and leases have to be renewed meanwhile.
-            return await asyncio.wait_for(aside(self._token), self.options.connect_s)
+            async with asyncio.timeout(self.options.connect_s):  # `wait_for` swallows a cancel
+                return await aside(self._token)
         except Exception as error:
             detail = f"the token could not be had: {type(error).__name__}: {error}"
             raise NotConnected(detail) from error

@@ -33,6 +33,8 @@ _QUIET_LOOK_S = 0.02  # between two looks whether they have been
 _RESUMED_S = 5.0  # for what is held to be resumed elsewhere, before the old connection is closed
 _HURRY_S = 0.05  # for the last endings to be sent, if there was no time for more
 _LEAVE_S = 1.0  # for a node to take a farewell, and again to answer it
+_CANCELS_MAX = 5
+_CANCEL_S = 1.0  # for what was cancelled to have ended
 
 # Of a WebSocket that was refused: by the status of the answer.
 _REFUSALS = {
@@ -44,6 +46,7 @@ _REFUSALS = {
     429: ("rate_limited", True),
     503: ("draining", True),
 }
+_CLOSED = "the client was closed"
 _UNHEARD = "the node renews no leases"
 _LEFT = 4000  # a closing code with which the server keeps what is held
 
@@ -123,7 +126,8 @@ class Link:
                 break
             self._changed.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), min(0.05, within_s))
+                async with asyncio.timeout(min(0.05, within_s)):
+                    await self._changed.wait()
         if not self.conversation.is_idle:
             self.conversation.hurry()
             await asyncio.sleep(_HURRY_S)
@@ -131,11 +135,11 @@ class Link:
         self.conversation.close()
         if self._timer is not None:
             self._timer.cancel()
+        self._wake()
         if self._running is not None:
-            self._running.cancel()
-            await asyncio.wait([self._running])
+            await _end(self._running)
         if self._aside:
-            await asyncio.wait(self._aside)
+            await asyncio.wait(self._aside, timeout=_RESUMED_S + 3 * _LEAVE_S)
 
     # Time
 
@@ -178,7 +182,7 @@ class Link:
     async def _run(self) -> None:
         failures = 0
         socket: Socket | None = None
-        while True:
+        while not self._is_closing:  # for what it waits for may swallow that it is cancelled
             if socket is None:
                 socket = await self._try_to_connect(self._nodes)
             if socket is not None:
@@ -192,6 +196,8 @@ class Link:
             bound_s = self._options.backoff_min_s * 2 ** min(failures, 32)
             failures += 1
             await asyncio.sleep(self._chance.uniform(0, min(bound_s, self._options.backoff_max_s)))
+        if socket is not None:
+            self._set_aside(socket.leave(WSCloseCode.OK))
 
     async def _try_to_connect(self, nodes: Nodes) -> Socket | None:
         """Connect to the node that is to be tried first. None if it cannot be."""
@@ -308,6 +314,9 @@ class Link:
             while not reading.done():
                 self._changed.clear()
                 self._tick()
+                if self._is_closing:
+                    code, why = WSCloseCode.OK, _CLOSED
+                    break
                 if conversation.has_to_end:
                     why = "a session was given up that it would keep"
                     break
@@ -332,7 +341,7 @@ class Link:
             else:
                 why = reading.result() if not reading.cancelled() else why
         except asyncio.CancelledError:
-            code, why = WSCloseCode.OK, "the client was closed"
+            code, why = WSCloseCode.OK, _CLOSED
             raise
         except (aiohttp.ClientError, OSError) as error:
             if reading.done():
@@ -434,6 +443,16 @@ class Link:
             found = task.result()
             if found is not None:
                 self._set_aside(found.leave(WSCloseCode.OK))
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    """Cancel a task until it has ended: what it waits for may swallow that."""
+    for _ in range(_CANCELS_MAX):
+        task.cancel()
+        await asyncio.wait([task], timeout=_CANCEL_S)
+        if task.done():
+            return
+    _log.error("a connection does not end, and is left behind")
 
 
 def _why(error: BaseException) -> str:

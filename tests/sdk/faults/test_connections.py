@@ -1,14 +1,19 @@
 """Connections that end, and how soon others follow."""
 
 import asyncio
+import contextlib
+import threading
+import time
 from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
 
 import pytest
 from aiohttp import web
 
+import ritornello.sync
 from ritornello import Client, Options
 from ritornello.core import frames
+from ritornello.core.link import Link
 from ritornello.errors import ClientClosed, DeadlineExceeded
 from ritornello.testing import LocalServer
 from tests.sdk.faults.deaf import DeafProxy, deaf_proxy
@@ -135,3 +140,50 @@ async def test_a_client_is_closed_in_time_while_a_node_reads_nothing(
     async with asyncio.timeout(20):
         while not way.left:  # noqa: ASYNC110 - nothing tells
             await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("turns", range(7))
+def test_a_client_is_closed_whenever_its_token_comes(local: LocalServer, turns: int) -> None:
+    is_asked, is_given = threading.Event(), threading.Event()
+
+    def token() -> str:
+        is_asked.set()
+        is_given.wait()
+        return "t"
+
+    async def close(link: Link) -> None:
+        """Close it so many turns of the loop after the token has come."""
+        is_given.set()
+        time.sleep(0.05)  # noqa: ASYNC251 - the loop is to find it all at once
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await link.close(0)
+
+    with ritornello.sync.Client(local.url, token=token, options=Options(close_s=0.1)) as client:
+        with pytest.raises(DeadlineExceeded):
+            client.get((7, "x"), timeout=0.01)
+        assert is_asked.wait(20)
+        main = client.core._main  # noqa: SLF001
+        assert main is not None
+        client.core.run(close(main)).result(20)
+
+
+async def test_a_client_is_closed_though_a_cancellation_is_swallowed(local: LocalServer) -> None:
+    is_asked = threading.Event()
+
+    async def token() -> str | None:
+        is_asked.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        return None
+
+    async with local.client(Options(close_s=0.1)) as client:
+        main = client.core._main  # noqa: SLF001
+        assert main is not None
+        main._token = token  # noqa: SLF001
+        with pytest.raises(DeadlineExceeded):
+            await client.get((7, "x"), timeout=0.01)
+        await asyncio.to_thread(is_asked.wait, 20)
+        async with asyncio.timeout(20):
+            await client.close()
+        assert not main.conversation.is_connected
