@@ -97,7 +97,7 @@ class Core:
         self.urls = node_urls(urls)
         self._token = token
         self._chance = random.Random()  # noqa: S311 - only spreads
-        self._thread = CoreThread("ritornello")
+        self._thread = CoreThread("ritornello", self._let_go)
         self._forks = _forks.count
         self._is_open = False
         self._is_closed = False
@@ -149,12 +149,13 @@ class Core:
         """End the thread."""
         if self._forks == _forks.count:
             self._is_closed = True
-            self._thread.stop(self._let_go)
+            self._thread.stop()
 
     async def _let_go(self) -> None:
         """Tell whoever waits that it is over, however it came to that."""
+        self._is_closed = True
         for link in self._links:
-            link.conversation.close()
+            link.let_go()
         if self._http is not None:
             await self._http.close()
 

@@ -131,15 +131,19 @@ class Link:
         if not self.conversation.is_idle:
             self.conversation.hurry()
             await asyncio.sleep(_HURRY_S)
+        self.let_go()
+        if self._running is not None:
+            await _end(self._running)
+        if self._aside:
+            await asyncio.wait(self._aside, timeout=_RESUMED_S + 3 * _LEAVE_S)
+
+    def let_go(self) -> None:
+        """Tell whoever waits that it is over, and have it end."""
         self._is_closing = True
         self.conversation.close()
         if self._timer is not None:
             self._timer.cancel()
         self._wake()
-        if self._running is not None:
-            await _end(self._running)
-        if self._aside:
-            await asyncio.wait(self._aside, timeout=_RESUMED_S + 3 * _LEAVE_S)
 
     # Time
 
