@@ -1,6 +1,7 @@
 """What goes over HTTP: lists, events, themes, the cluster. Each call has one deadline in all.
 
-A read, and what is as good when it is done twice, is tried at one node after the other.
+A read, and what is as good when it is done twice, is tried at one node after the other; one that
+is silent for too long is left. What is not sent again is waited for.
 """
 
 import asyncio
@@ -67,12 +68,17 @@ class Rest:
         self._options = options
         self._token = token
         self._chance = chance
+        self._patient = aiohttp.ClientTimeout(total=None, sock_connect=options.connect_s)
+        self._bounded = aiohttp.ClientTimeout(
+            total=None, sock_connect=options.connect_s, sock_read=options.silence_s
+        )
 
     async def call(self, ask: Ask, kind: type[T], timeout_s: float) -> T:
         """Ask, of one node after the other until one answers. Raises `RitornelloError`."""
         error: RitornelloError | None = None
         failures = 0
         may_be_done = False
+        url = self._nodes.first
         try:
             async with asyncio.timeout(timeout_s):
                 while True:
@@ -82,15 +88,17 @@ class Rest:
                         return _decoded(await self._once(url, ask), kind, ask)
                     except RitornelloError as found:
                         error = found
+                        if found.retryable:
+                            self._nodes.avoid(url)
                         may_be_done = before or found.outcome is Outcome.UNKNOWN
                         if not self._may_try_again(ask, found):
                             if before and ask.method != "GET":
                                 doubted(found)
                             raise
-                    self._nodes.avoid(url)
                     await asyncio.sleep(self._pause_s(error, failures))
                     failures += 1
         except TimeoutError:
+            self._nodes.avoid(url)  # by the next call
             detail = "no answer in time" if error is None else f"no answer in time; {error.detail}"
             is_doubtful = may_be_done and ask.method != "GET"
             outcome = Outcome.UNKNOWN if is_doubtful else Outcome.NOT_APPLIED
@@ -123,15 +131,21 @@ class Rest:
             except (OverflowError, TypeError, UnicodeEncodeError) as error:
                 raise unsayable(error) from error
             headers["Content-Type"] = _MSGPACK
+        is_bounded = self._options.retries and not ask.is_once
         try:
             async with self._http.request(
-                ask.method, url + ask.path, params=ask.query, data=body, headers=headers
+                ask.method,
+                url + ask.path,
+                params=ask.query,
+                data=body,
+                headers=headers,
+                timeout=self._bounded if is_bounded else self._patient,
             ) as response:
                 found = await response.read()
                 if response.status < _ERROR:
                     return found
                 raise _refusal(url, response, found)
-        except aiohttp.ClientConnectorError as error:
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise NotConnected(f"{url}: {error}") from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             outcome = Outcome.NOT_APPLIED if ask.method == "GET" else Outcome.UNKNOWN
@@ -178,6 +192,7 @@ class Rest:
             async with asyncio.timeout(timeout_s):
                 await stream.open(timeout_s)
         except TimeoutError as error:
+            self._nodes.avoid(stream.url)
             raise DeadlineExceeded("no answer in time") from error
         return stream
 
@@ -202,6 +217,7 @@ class EventStream:
         self._rest = rest
         self._query = query
         self.place = place
+        self.url = ""  # of the node that is asked, or was last
         self._response: aiohttp.ClientResponse | None = None
         self._buffer = b""
 
@@ -214,7 +230,7 @@ class EventStream:
         end_s = None if within_s is None else time.monotonic() + within_s
         failures = 0
         while True:
-            url = rest._nodes.first  # noqa: SLF001 - of one module
+            url = self.url = rest._nodes.first  # noqa: SLF001 - of one module
             try:
                 self._response = await self._ask(url)
             except RitornelloError as error:
@@ -235,13 +251,17 @@ class EventStream:
         headers = await rest._headers("text/event-stream")  # noqa: SLF001
         if self.place is not None:
             headers["Last-Event-ID"] = self.place
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=_SILENCE_S)
+        options = rest._options  # noqa: SLF001
+        timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=options.connect_s, sock_read=_SILENCE_S
+        )
         try:
-            response = await rest._http.get(  # noqa: SLF001
-                f"{url}/v1/events", params=self._query, headers=headers, timeout=timeout
-            )
-            if response.status != _OK:
-                raise _refusal(url, response, await response.read())
+            async with asyncio.timeout(options.silence_s if options.retries else None):
+                response = await rest._http.get(  # noqa: SLF001
+                    f"{url}/v1/events", params=self._query, headers=headers, timeout=timeout
+                )
+                if response.status != _OK:
+                    raise _refusal(url, response, await response.read())
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise NotConnected(f"{url}: {_why(error)}") from error
         return response
