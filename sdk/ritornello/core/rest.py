@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import aiohttp
 import msgspec
 
+from ritornello import limits
 from ritornello.core.nodes import Nodes
 from ritornello.errors import (
     DeadlineExceeded,
@@ -109,7 +110,7 @@ class Rest:
             return False
         return error.outcome is Outcome.NOT_APPLIED or not ask.is_once
 
-    def _pause_s(self, error: RitornelloError, failures: int) -> float:
+    def _pause_s(self, error: RitornelloError | None, failures: int) -> float:
         options = self._options
         bound_s = min(options.backoff_min_s * 2 ** min(failures, 32), options.backoff_max_s)
         after_s = error.retry_after_s if isinstance(error, RequestError) else None
@@ -220,6 +221,8 @@ class EventStream:
         self.url = ""  # of the node that is asked, or was last
         self._response: aiohttp.ClientResponse | None = None
         self._buffer = b""
+        self._begun_s = 0.0  # when there was an answer
+        self._failures = 0  # connections in a row that ended soon
 
     async def open(self, within_s: float | None = None) -> None:
         """Connect to some node, within a time or for ever.
@@ -244,6 +247,7 @@ class EventStream:
                 failures += 1
             else:
                 self._buffer = b""
+                self._begun_s = time.monotonic()
                 return
 
     async def _ask(self, url: str) -> aiohttp.ClientResponse:
@@ -278,13 +282,23 @@ class EventStream:
             except (aiohttp.ClientError, OSError, TimeoutError):
                 data = b""
             if not data:
-                self.close()
-                self._rest._nodes.avoid(str(response.url.origin()))  # noqa: SLF001
+                await self._lost()
                 continue
             *whole, self._buffer = (self._buffer + data).split(b"\n\n")
             events = [event for part in whole if (event := self._event(part)) is not None]
             if events:
                 return events
+
+    async def _lost(self) -> None:
+        """Let go of a connection that has ended, with a pause unless it had lasted."""
+        rest = self._rest
+        self.close()
+        rest._nodes.avoid(self.url)  # noqa: SLF001
+        if time.monotonic() - self._begun_s >= limits.STEADY_S:
+            self._failures = 0
+            return
+        await asyncio.sleep(rest._pause_s(None, self._failures))  # noqa: SLF001
+        self._failures += 1
 
     def _event(self, part: bytes) -> Event | None:
         kind, data = "", b""

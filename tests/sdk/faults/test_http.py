@@ -31,6 +31,31 @@ class Hung:
         self._is_over.set()
 
 
+class Ending:
+    """A node that begins streams of events under a path, and ends each of them at once."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.url = ""
+
+    async def answer(self, _: web.Request) -> web.Response:
+        self.asked += 1
+        return web.Response(body=b": soon over\n\n", content_type="text/event-stream")
+
+
+@pytest.fixture
+async def ending() -> AsyncIterator[Ending]:
+    found = Ending()
+    app = web.Application()
+    app.router.add_get("/behind/v1/events", found.answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    found.url = f"http://127.0.0.1:{runner.addresses[0][1]}/behind"
+    yield found
+    await runner.cleanup()
+
+
 @pytest.fixture
 async def hung() -> AsyncIterator[Hung]:
     found = Hung()
@@ -122,3 +147,21 @@ async def test_events_are_asked_for_elsewhere_when_the_time_was_over(
             await first_event(client)
         assert (await first_event(client)).kind == "resync"
         assert hung.asked == {"GET": 1}
+
+
+async def test_streams_that_end_at_once_do_not_flood_their_node(ending: Ending) -> None:
+    async with Client(ending.url, options=Options(close_s=0.1)) as client:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(2):
+                async for _ in client.events(THEME):
+                    pass
+    # With full jitter and bounds of 0.05 s, 0.1 s and so on; without, thousands.
+    assert 2 <= ending.asked < 60
+
+
+async def test_a_node_whose_stream_has_ended_is_left(local: LocalServer, ending: Ending) -> None:
+    await make_one(local)
+    async with Client([ending.url, local.url], options=Options(close_s=0.1)) as client:
+        go_first_to(client, ending.url)
+        assert (await first_event(client)).kind == "resync"
+    assert ending.asked == 1
