@@ -177,6 +177,44 @@ def test_what_is_not_done_in_time_is_given_back(
     assert "given back" in caplog.text
 
 
+def test_what_is_interrupted_twice_is_given_back(
+    client: Client, still_node: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    created = client.new(THEME, b"x", after=0)
+    begun, finishing, go_on = threading.Event(), threading.Event(), threading.Event()
+    finish = Worker._finish  # noqa: SLF001
+
+    def told_finish(worker: Worker, threads: list[threading.Thread]) -> None:
+        finishing.set()
+        finish(worker, threads)
+
+    monkeypatch.setattr(Worker, "_finish", told_finish)
+
+    def interrupt() -> None:
+        for event in (begun, finishing):
+            assert event.wait(20)
+            time.sleep(0.2)  # for what comes after it to wait
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with Client(still_node.url) as own:
+        worker = Worker(own, options=WorkerOptions(concurrency=1, grace_s=20))
+
+        @worker.handler(THEME)
+        def handle(_: Session) -> Verdict:
+            begun.set()
+            go_on.wait(20)
+            return Remove()
+
+        interrupting = threading.Thread(target=interrupt)
+        interrupting.start()
+        with pytest.raises(KeyboardInterrupt):
+            worker.run()
+        interrupting.join()
+    go_on.set()
+    view = client.get(created.id)
+    assert (view.phase, view.attempts, view.history[-1].cause) == ("ready", 0, "shutdown")
+
+
 def test_both_fronts_have_the_same_methods() -> None:
     pairs = (
         (ritornello.Client, Client),

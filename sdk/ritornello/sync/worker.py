@@ -143,29 +143,40 @@ class Worker(WorkerBase[Handle, Middleware]):
         try:
             intake.want(self._by_theme, self._options.concurrency)
             self._ending.get()
-        finally:
+        finally:  # each step also when it is interrupted once more in the one before
             self._is_stopping = True
-            with suppress(RitornelloError):
-                intake.end().result()  # from here on nothing comes into the queue
-            self._finish(threads)
-            with suppress(RitornelloError):
-                intake.close(core.options.close_s).result()
+            try:
+                with suppress(RitornelloError):
+                    intake.end().result()  # from here on nothing comes into the queue
+            finally:
+                try:
+                    self._finish(threads)
+                finally:
+                    with suppress(RitornelloError):
+                        intake.close(core.options.close_s).result()
 
     def _finish(self, threads: list[threading.Thread]) -> None:
-        for _ in threads:
-            self._given.put(None)
-        end_s = time.monotonic() + self._options.grace_s
-        for thread in threads:
-            thread.join(max(end_s - time.monotonic(), 0))
+        """Let handlers finish, and give back what they have when their time is over."""
+        begun_s = time.monotonic()
+        end_s = begun_s + self._options.grace_s
+        try:
+            for _ in threads:
+                self._given.put(None)
+            for thread in threads:
+                thread.join(max(end_s - time.monotonic(), 0))
+        finally:
+            self._give_back(begun_s)
+
+    def _give_back(self, begun_s: float) -> None:
         with self._lock:
             left, self._busy = self._busy, set()
         for held in left:
             self._client.core.give_back(held, TOLD_TO_STOP)
         if left:
             _log.warning(
-                "%d handlers are not done after %g s: their sessions are given back",
+                "%d handlers are not done after %.1f s: their sessions are given back",
                 len(left),
-                self._options.grace_s,
+                time.monotonic() - begun_s,
             )
 
     def _take(self, held: Held, view: SessionView) -> None:
