@@ -104,6 +104,28 @@ def test_the_rest(client: Client) -> None:
     assert client.transfer().leader == client.node
 
 
+def test_who_is_interrupted_follows_no_events_any_more(client: Client, still_node: Running) -> None:
+    history = still_node.front.history
+
+    def interrupt() -> None:
+        while not history.followers:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    interrupting = threading.Thread(target=interrupt)
+    interrupting.start()
+    with pytest.raises(KeyboardInterrupt):
+        list(client.events(THEME))
+    interrupting.join()
+    deadline_s = time.monotonic() + 20
+    while history.followers and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    for _ in range(50):  # nor is another stream opened
+        assert not history.followers
+        time.sleep(0.01)
+
+
 def test_a_worker_in_threads(client: Client) -> None:
     worker = Worker(client, options=WorkerOptions(concurrency=4, failures_max=None))
     lock = threading.Lock()

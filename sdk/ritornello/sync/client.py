@@ -39,7 +39,7 @@ from ritornello.models import (
     Trace,
     Transferred,
 )
-from ritornello.sync.front import ask
+from ritornello.sync.front import ask, wait
 from ritornello.sync.session import Session
 
 T = TypeVar("T")
@@ -380,10 +380,10 @@ class Client:
         the kind `resync` says that some are missing: look at everything anew.
         """
         query = rest.events_query(themes, kinds)
-        stream = self._core.follow(query, after).result()
+        stream = wait(self._core.follow(query, after))
         try:
             while True:
-                yield from self._core.run(stream.read()).result()
+                yield from wait(self._core.run(stream.read()))
         finally:
             with contextlib.suppress(ClientClosed):
                 self._core.post(lambda _: stream.close(), None)
@@ -412,7 +412,7 @@ class Client:
         return ask(self._core, request)
 
     def _rest(self, what: Ask, kind: type[T], timeout: Seconds | None) -> T:
-        return self._core.rest(what, kind, self._calls.timeout_s(timeout)).result()
+        return wait(self._core.rest(what, kind, self._calls.timeout_s(timeout)))
 
 
 class Txn(Operations):

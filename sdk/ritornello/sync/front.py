@@ -1,11 +1,15 @@
 """How threads ask the core's thread, and are answered."""
 
 import threading
+from concurrent.futures import Future
+from typing import TypeVar
 
 from ritornello.core.core import Core
 from ritornello.core.frames import Message
 from ritornello.core.requests import Home, Request
 from ritornello.errors import RitornelloError
+
+T = TypeVar("T")
 
 
 class _Answer:
@@ -44,3 +48,12 @@ def ask(core: Core, request: Request, home: Home | None = None) -> Message:
     if found is None:
         raise RuntimeError("an answer came that is none")
     raise found
+
+
+def wait(future: Future[T]) -> T:
+    """Wait for what the core's thread does; if that is interrupted, it is done no more."""
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        raise
