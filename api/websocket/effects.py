@@ -13,7 +13,9 @@ from api.gateway import Gateway
 from state import Acquired, Created
 from state.operations import Target
 
-Ids = Mapping[Target, int]  # of sessions that are shown by their keys
+# Of sessions that are shown by their keys, with the epoch that is shown: only one session of a key
+# ever has it. With None: whoever has the key, which may be another session by now.
+Ids = Mapping[tuple[Target, int | None], int]
 Held = tuple[int, int]  # a session's id, and the epoch in which it is held
 
 
@@ -22,25 +24,25 @@ class Effects:
     """What operations that were done have made of sessions."""
 
     given: dict[int, int] = field(default_factory=dict)  # to an epoch, and not ended after that
-    touched: list[Held] = field(default_factory=list)
+    touched: list[Held] = field(default_factory=list)  # that were held before
     ended: set[int] = field(default_factory=set)
 
 
 def ids_of(
     gateway: Gateway, operations: Iterable[ask.Request], before: Ids | None = None
-) -> dict[Target, int]:
-    """Whose keys are shown, as this node knows it now, which may be a little late.
+) -> dict[tuple[Target, int | None], int]:
+    """The ids of what is shown by keys, as this node knows it now, which may be a little late.
 
-    `before` is what it knew earlier: that stays, unless a key's session has the epoch now that is
-    shown, as only one session of a key ever has.
+    `before` is what it knew earlier.
     """
     found = {} if before is None else dict(before)
     for one in operations:
         if isinstance(one, ask.Targeted) and not isinstance(target := one.target, int):
-            session_id = gateway.session_id(target)
-            is_meant = gateway.epoch(session_id) == getattr(one, "epoch", None)
-            if session_id and (is_meant or target not in found):
-                found[target] = session_id
+            session_id, epoch = gateway.session_id(target), _epoch(one)
+            if session_id:
+                found.setdefault((target, None), session_id)
+            if epoch is not None and gateway.epoch(session_id) == epoch:
+                found[target, epoch] = session_id
     return found
 
 
@@ -49,7 +51,7 @@ def touched_by(operations: Iterable[ask.Request], ids: Ids) -> Iterator[Held]:
     for one in operations:
         if isinstance(one, ask.Touch):
             target = one.target
-            session_id = target if isinstance(target, int) else ids.get(target, 0)
+            session_id = target if isinstance(target, int) else ids.get((target, one.epoch), 0)
             if session_id:
                 yield session_id, one.epoch
 
@@ -58,26 +60,41 @@ def effects_of(operations: Iterable[ask.Request], results: Iterable[Any], ids: I
     """What they have made of sessions, one after the other; `ids` are those before."""
     effects, now = Effects(), dict(ids)
     for one, result in zip(operations, results, strict=True):
-        session_id = _session_id(one, result, now)
-        if isinstance(result, Created | Acquired) and result.epoch:
-            effects.given[session_id] = result.epoch
+        if isinstance(result, Created | Acquired):
+            session_id = result.session_id
+            if (key := _key(one)) is not None:
+                now[key, None] = session_id
+            if result.epoch:
+                effects.given[session_id] = result.epoch
         elif isinstance(one, ask.Touch):
-            effects.touched += touched_by((one,), now)
+            touched = touched_by((one,), now)
+            effects.touched += (held for held in touched if held not in effects.given.items())
         elif one.is_verdict:
+            session_id = _ended(one, now)
             effects.ended.add(session_id)
             effects.given.pop(session_id, None)
     return effects
 
 
-def _session_id(one: ask.Request, result: Any, ids: dict[Target, int]) -> int:  # noqa: ANN401 - of any kind
-    """The session that an operation is about; 0 if that is not known. Notes whose its key is."""
-    target: Target = 0
-    if isinstance(one, ask.Targeted):
-        target = one.target
-    elif isinstance(one, ask.New) and one.key is not None:
-        target = (one.theme, ask.key_of(one.key))
-    if isinstance(result, Created | Acquired):
-        if not isinstance(target, int):
-            ids[target] = result.session_id
-        return result.session_id
-    return target if isinstance(target, int) else ids.get(target, 0)
+def _ended(verdict: ask.Request, ids: Ids) -> int:
+    """The id of what a verdict has ended; 0 if that is not known."""
+    if not isinstance(verdict, ask.Targeted):
+        return 0
+    target = verdict.target
+    if isinstance(target, int):
+        return target
+    return ids.get((target, _epoch(verdict)), 0) or ids.get((target, None), 0)
+
+
+def _epoch(one: ask.Request) -> int | None:
+    epoch: int | None = getattr(one, "epoch", None)
+    return epoch
+
+
+def _key(one: ask.Request) -> tuple[int, bytes] | None:
+    """The key of what an operation gives, if it says that."""
+    if isinstance(one, ask.New):
+        return None if one.key is None else (one.theme, ask.key_of(one.key))
+    if isinstance(one, ask.Targeted) and not isinstance(target := one.target, int):
+        return target
+    return None

@@ -267,6 +267,8 @@ class Service:
             left -= 1
             if not left:
                 lost = self._told(telling)
+                for one in missed:
+                    lost.pop(one, None)  # that is told with these
                 then()
                 self._consumer.misses(missed)
                 for (session_id, epoch), cause in lost.items():

@@ -861,6 +861,58 @@ async def test_a_transaction_may_end_a_session_and_begin_the_next_of_its_key(
         assert (await ws.push("lease_lost"))["id"] == begun["id"]
 
 
+async def test_a_transaction_may_go_on_with_the_session_that_it_begins(
+    node: Running, ws: Client
+) -> None:
+    created = await ws.ask("new", theme=THEME, key="k")
+    name = {"theme": THEME, "key": "k"}
+    operations = [
+        {"op": "touch", **name, "epoch": 1},
+        {"op": "remove", "id": created["id"], "epoch": 1},
+        {"op": "new", **name},
+        {"op": "append", **name, "epoch": 2, "text": "x"},
+    ]
+    assert "error" not in await ws.ask("txn", operations=operations)
+    assert (await ws.ask("heartbeat"))["held"] == 1
+    assert not losses(ws)
+    assert node.front.operators.lost == 0
+
+
+async def test_no_session_is_lost_in_an_epoch_that_it_never_had(ws: Client) -> None:
+    """All in one frame, by which the key is another session's before the first answer."""
+    created = await ws.ask("new", theme=THEME, key="k")
+    name = {"theme": THEME, "key": "k"}
+    operations = [{"op": "remove", "id": created["id"], "epoch": 1}, {"op": "new", **name}]
+    asked = (
+        ws.request("txn", operations=operations),
+        ws.request("touch", **name, epoch=2),
+        ws.request("remove", **name, epoch=2),
+    )
+    answers = await ws.ask_all(*asked)
+    assert not [one for one in answers if "error" in one]
+    begun = answers[0]["results"][1]
+    await ws.ask("heartbeat")
+    assert {(one["id"], one["epoch"]) for one in losses(ws)} <= {(begun["id"], 2)}
+
+
+async def test_a_session_that_goes_to_another_as_it_is_given_is_told_to_be_lost_once(
+    node: Running, ws: Client
+) -> None:
+    stored = await ws.ask("new", theme=THEME, repeat_after=0)
+    shown = {"id": stored["id"], "epoch": 1}
+    async with connect(node) as other:
+        operations = [{"op": "take", "id": stored["id"]}, {"op": "touch", **shown}]
+        given, touched = await asyncio.gather(
+            ws.ask("txn", operations=operations), other.ask("touch", **shown)
+        )
+        assert "error" not in given
+        assert "error" not in touched
+        await ws.ask("heartbeat")
+        assert [one["id"] for one in losses(ws)] == [stored["id"]]
+        assert not losses(other)
+        assert node.front.operators.lost == 1
+
+
 @pytest.mark.parametrize("is_transaction", [False, True])
 async def test_whoever_holds_a_session_that_is_touched_over_http_is_told_at_once(
     node: Running, ws: Client, *, is_transaction: bool
