@@ -140,6 +140,8 @@ def _go_on(item: Item, begin_index: int) -> Item:
     fields = dict(zip(FIELDS[item.kind], item.fields, strict=True))
     for name, step in steps.items():
         fields[name] += step
+        if fields[name] > SEQUENCE_MAX:
+            raise RestoreError(f"{name} is too high to go on beyond that of the old cluster")
     if item.kind == META:
         fields["applied_index"] = begin_index
         if fields["last_session_id"] > COUNTER_MAX:

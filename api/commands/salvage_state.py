@@ -9,17 +9,19 @@ some record is not what was written, and nobody can say which.
 import contextlib
 import os
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from api.commands.disk import settled
+from api.commands.rebirth import SESSION_STEP
 from cluster.storage.state_reading import connect
 from cluster.storage.state_schema import TABLE_BY_KIND, Row, Table
 from state import FIELDS, LAYOUT_VERSION, LIMITS, Cause, Item, Loader, Phase, layout
 from state.errors import DamagedStateError
-from state.limits import COUNTER_MAX, LIMIT_RANGES, SEQUENCE_MAX, TIME_MAX_MS
+from state.limits import COUNTER_MAX, HOUR_MS, LIMIT_RANGES, SEQUENCE_MAX, TIME_MAX_MS
 from state.policy import DEFAULT_POLICY, POLICY_RANGES
 from state.records import META, RECEIPT, SESSION, THEME
 
@@ -27,7 +29,11 @@ from state.records import META, RECEIPT, SESSION, THEME
 PROBES_MAX = 50_000
 
 _ID_MAX = 2**63 - 1
-_TIMES = ("created_ms", "updated_ms", "touched_ms")  # of sessions
+_AHEAD_MS = 24 * HOUR_MS  # that a cluster's clock may be before that of whoever looks
+
+# Epochs, revisions and turns above this are damage: nobody counts so far.
+_COUNTERS_MAX = SEQUENCE_MAX // 2
+_COUNTERS = {META: ("key_epoch", "turn"), SESSION: ("epoch", "revision")}
 
 
 @dataclass(slots=True)
@@ -78,8 +84,9 @@ class _Salvage:
         themes = self._items(TABLE_BY_KIND[THEME], "themes and their policies")
         receipts = self._items(TABLE_BY_KIND[RECEIPT], "idempotency keys")
         sessions = list(self._sessions())
-        rows.meta = _sound_meta(metas, themes, sessions, rows.problems)
-        self._judge(rows.meta, themes, receipts, sessions)
+        meta = self._sound_meta(metas)
+        self._judge(meta or _widest(sessions), themes, receipts, sessions)
+        rows.meta = meta or _that_follows(rows)
 
     # Rows
 
@@ -197,11 +204,24 @@ class _Salvage:
 
     # What of it makes sense
 
+    def _sound_meta(self, metas: list[Item]) -> Item | None:
+        """What the checkpoint says of its clock and counters, if that makes sense."""
+        for meta in metas:
+            try:
+                Loader().feed([meta])
+            except DamagedStateError as error:
+                self._rows.problems.append(f"the clock and the counters make no sense: {error}")
+            else:
+                if _has_room(meta):
+                    return meta
+                self._rows.problems.append("the counters make no sense")
+        return None
+
     def _judge(
         self, meta: Item, themes: list[Item], receipts: list[Item], sessions: Iterable[Item]
     ) -> None:
         rows = self._rows
-        rows.themes = [one for one in themes if self._is_sound(meta, one)]
+        rows.themes = [one for one in map(_with_room, themes) if self._is_sound(meta, one)]
         rows.receipts = [one for one in receipts if self._is_sound(meta, one)]
         known = {one.identity: one for one in rows.themes}
         keys: set[tuple[int, bytes]] = set()
@@ -212,6 +232,9 @@ class _Salvage:
             sound = item._replace(fields=tuple(fields.values()))
             theme = known.get(theme_id) or _default_theme(theme_id)
             if theme is None or not self._is_sound(meta, theme, sound):
+                continue
+            if not _has_room(sound):
+                rows.problems.append(f"session {fields['session_id']:x}: its counters are damaged")
                 continue
             if key is not None and (theme_id, key) in keys:
                 rows.problems.append(
@@ -247,34 +270,75 @@ def _default_theme(theme_id: object) -> Item | None:
     return Item(THEME, theme_id, (theme_id, policy, False, 0))
 
 
-def _sound_meta(
-    metas: list[Item], themes: list[Item], sessions: list[Item], problems: list[str]
-) -> Item:
-    """What the checkpoint says of its clock and counters, or what follows from the rest of it."""
-    for meta in metas:
-        try:
-            Loader().feed([meta])
-        except DamagedStateError as error:
-            problems.append(f"the clock and the counters make no sense: {error}")
-        else:
-            return meta
-    times = (_highest(sessions, name, TIME_MAX_MS) for name in _TIMES)
-    fields = {
+def _meta(*, now_ms: int, last_session_id: int, key_epoch: int, turn: int) -> Item:
+    values = {
         "version": LAYOUT_VERSION,
         "applied_index": 0,
         "term": 0,
-        "now_ms": max(times),
+        "now_ms": now_ms,
         "horizon": (0, 0),
-        "last_session_id": _highest(sessions, "session_id", COUNTER_MAX),
-        "key_epoch": _highest(sessions, "epoch", SEQUENCE_MAX),
-        "turn": _highest(themes, "served", SEQUENCE_MAX),
+        "last_session_id": last_session_id,
+        "key_epoch": key_epoch,
+        "turn": turn,
         "limits": tuple((name, getattr(LIMITS, name)) for name in LIMIT_RANGES),
     }
-    problems.append("the clock and the counters are what follows from themes and sessions")
-    return layout.meta(tuple(fields[name] for name in FIELDS[META]))
+    return layout.meta(tuple(values[name] for name in FIELDS[META]))
 
 
-def _highest(items: list[Item], name: str, bound: int) -> int:
-    """The highest value of a field that makes sense; 0 if there is none."""
-    values = (item.fields[FIELDS[item.kind].index(name)] for item in items if item.fields)
-    return max((one for one in values if isinstance(one, int) and 0 < one <= bound), default=0)
+def _widest(sessions: list[Item]) -> Item:
+    """A clock and counters to which all that makes sense may have come.
+
+    Times far ahead are damage, unless most are: then the cluster's clock was.
+    """
+    latest_ms = int(time.time() * 1000) + _AHEAD_MS
+    place = FIELDS[SESSION].index("updated_ms")
+    times = [one.fields[place] for one in sessions if one.fields]
+    ahead = sum(isinstance(one, int) and one > latest_ms for one in times)
+    return _meta(
+        now_ms=TIME_MAX_MS if 2 * ahead > len(times) else latest_ms,
+        last_session_id=COUNTER_MAX - SESSION_STEP,
+        key_epoch=_COUNTERS_MAX,
+        turn=_COUNTERS_MAX,
+    )
+
+
+def _that_follows(rows: Rows) -> Item:
+    """A clock and counters that follow from the rest."""
+    rows.problems.append("the clock and the counters are what follows from themes and sessions")
+    return _meta(
+        now_ms=max(map(_last_ms, rows.sessions), default=0),
+        last_session_id=max(
+            _highest(rows.sessions, "session_id"), _highest(rows.receipts, "unused_id")
+        ),
+        key_epoch=_highest(rows.sessions, "epoch"),
+        turn=_highest(rows.themes, "served"),
+    )
+
+
+def _last_ms(session: Item) -> int:
+    """The last time of which a session tells."""
+    fields = dict(zip(FIELDS[SESSION], session.fields or (), strict=True))
+    times: list[int] = [fields["created_ms"], fields["updated_ms"], fields["touched_ms"]]
+    times += (last_ms for *_, last_ms in fields["history"])
+    return max(times)
+
+
+def _has_room(item: Item) -> bool:
+    """Whether its counters can go on: those that are damaged may be at their very end."""
+    fields = dict(zip(FIELDS[item.kind], item.fields or (), strict=True))
+    return all(fields[name] <= _COUNTERS_MAX for name in _COUNTERS[item.kind])
+
+
+def _with_room(theme: Item) -> Item:
+    """A theme, with its turn as if it had never had one if that makes no sense."""
+    fields = dict(zip(FIELDS[THEME], theme.fields or (), strict=True))
+    if isinstance(fields["served"], int) and 0 <= fields["served"] <= _COUNTERS_MAX:
+        return theme
+    return theme._replace(fields=tuple({**fields, "served": 0}.values()))
+
+
+def _highest(items: list[Item], name: str) -> int:
+    """The highest value of a field."""
+    columns = (dict(zip(FIELDS[item.kind], item.fields or (), strict=True)) for item in items)
+    values: list[int] = [one[name] for one in columns]
+    return max(values, default=0)

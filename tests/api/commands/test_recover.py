@@ -21,8 +21,8 @@ from api.statuses import ExitStatus
 from cluster import Node
 from cluster.storage.errors import LockedError
 from cluster.storage.segments import SECTOR_BYTES, SegmentReader
-from state import Created, Phase, StateMachine, encode, encode_batch
-from state.operations import New
+from state import Created, Loader, Phase, StateMachine, encode, encode_batch
+from state.operations import Acquire, New, Tick
 from state.policy import Policy
 from tests.api.commands.disks import (
     FAST,
@@ -560,6 +560,52 @@ def test_a_lost_clock_follows_from_the_rest(disk: Path, *, is_readable: bool) ->
     (created,) = machine.apply(machine.applied_index + 1, batch).results
     assert isinstance(created, Created)
     assert created.epoch > max(one.epoch for one in before.sessions()) + EPOCH_STEP
+
+
+END, FAR_MS = 2**63 - 1, 99_999_999_999_999
+
+
+@pytest.mark.parametrize("is_clock_lost", [True, False])
+@pytest.mark.parametrize(
+    ("damage", "value", "lost"),
+    [
+        ("UPDATE sessions SET epoch = ?", END, 1),
+        ("UPDATE sessions SET phase = 9, epoch = ?", END, 1),
+        ("UPDATE sessions SET epoch = ?", END - EPOCH_STEP, 1),
+        ("UPDATE sessions SET revision = ?", END, 1),
+        ("UPDATE sessions SET epoch = ?", "abc", 1),
+        ("UPDATE sessions SET session_id = ?", 2**48 - 1, 1),
+        ("UPDATE sessions SET updated_ms = ?", FAR_MS, 1),
+        ("UPDATE themes SET served = ?", END, 0),
+        ("DELETE FROM themes WHERE theme_id <> ?", 0, 0),
+    ],
+)
+def test_what_is_damaged_spoils_nothing_else(
+    disk: Path, damage: str, value: object, lost: int, *, is_clock_lost: bool
+) -> None:
+    path = disk / "state.db"
+    before = _machine_before(disk, path.read_bytes())
+    with closing(sqlite3.connect(path)) as connection, connection:
+        if is_clock_lost:
+            connection.execute("DELETE FROM meta")
+        if "sessions" in damage:  # one of them
+            damage += " WHERE session_id = (SELECT min(session_id) FROM sessions)"
+        assert connection.execute(damage, (value,)).rowcount
+    machine, _, status = salvage(disk)
+    assert status == ExitStatus.DISK
+    assert machine.session_count == before.session_count - lost
+    assert machine.now_ms <= before.now_ms
+    # It goes on, and what it comes to can be read again.
+    operations = (Tick(machine.now_ms + 1), New(7, b"a new one"), Acquire((7, 9), 5))
+    batch = encode_batch("node", 1, 1, machine.term, [encode(one) for one in operations])
+    _, created, acquired = machine.apply(machine.applied_index + 1, batch).results
+    assert isinstance(created, Created)
+    assert isinstance(acquired, tuple)
+    assert len(acquired) == 5
+    loader = Loader()
+    for piece in machine.capture_everything().pieces():
+        loader.feed(piece)
+    assert loader.finish().digest() == machine.digest()
 
 
 def _themes(machine: StateMachine) -> dict[int, tuple[Policy, int]]:
