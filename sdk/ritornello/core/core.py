@@ -232,6 +232,9 @@ class Core:
             return await coroutine
         except asyncio.CancelledError as error:
             if self._is_closed:  # it was not the caller who has ended it
+                task = asyncio.current_task()
+                if task is not None:  # or it was, just before: then nobody asks for the error
+                    task.add_done_callback(asyncio.Task.exception)
                 raise ClientClosed("the client was closed") from error
             raise
 
