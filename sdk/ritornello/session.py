@@ -119,7 +119,7 @@ class Session(HeldSession):
         return self
 
     def _lost(self, _loss: LeaseLost) -> None:
-        if self._task is not None and not self._has_verdict:
+        if self._task is not None and not self._has_verdict and not self._was_cancelled:
             self._was_cancelled = True
             self._task.cancel()
 
@@ -134,12 +134,14 @@ class Session(HeldSession):
             self._core.unwatch(self._held, self._watching)
         if self._was_cancelled and task is not None and await self._take_back(task, error):
             return  # somebody else has cancelled the task as well
+        if self._was_cancelled and isinstance(error, asyncio.CancelledError):
+            raise self._held.over() from None  # also if that came as it gave another verdict
         if self._has_verdict:
             if not self._held.is_over:
                 self._core.leave(self._held)  # it may be refused yet
             return
         if self._held.is_gone:
-            if error is None or (self._was_cancelled and isinstance(error, asyncio.CancelledError)):
+            if error is None:
                 raise self._held.over() from None
             return
         # Only what was asked of this task tells it to stop; another cancellation is a failure.

@@ -17,7 +17,7 @@ from ritornello.core.nodes import Nodes, node_urls
 from ritornello.core.requests import Held, Home, Request
 from ritornello.core.rest import Ask, EventStream, Rest
 from ritornello.core.thread import CoreThread, aside
-from ritornello.errors import ClientClosed, LeaseLost, NotConnected, RitornelloError
+from ritornello.errors import ClientClosed, LeaseLost, NotConnected, Outcome, RitornelloError
 from ritornello.limits import Options
 from ritornello.models import SessionView
 
@@ -218,16 +218,23 @@ class Core:
         except RuntimeError as error:
             raise ClientClosed("the client is closed") from error
 
-    def run(self, coroutine: Any) -> "Future[Any]":  # noqa: ANN401 - of any type
-        """Run a coroutine in the core's thread. Raises `ClientClosed`."""
+    def run(
+        self,
+        coroutine: Any,  # noqa: ANN401 - of any type
+        outcome: Outcome = Outcome.NOT_APPLIED,
+    ) -> "Future[Any]":
+        """Run a coroutine in the core's thread. Raises `ClientClosed`.
+
+        `outcome` is that of its error if the client is closed meanwhile.
+        """
         try:
             self._check_process()
-            return self._thread.run(self._guarded(coroutine))
+            return self._thread.run(self._guarded(coroutine, outcome))
         except ClientClosed:
             coroutine.close()
             raise
 
-    async def _guarded(self, coroutine: Any) -> Any:  # noqa: ANN401
+    async def _guarded(self, coroutine: Any, outcome: Outcome) -> Any:  # noqa: ANN401
         try:
             return await coroutine
         except asyncio.CancelledError as error:
@@ -235,7 +242,7 @@ class Core:
                 task = asyncio.current_task()
                 if task is not None:  # or it was, just before: then nobody asks for the error
                     task.add_done_callback(asyncio.Task.exception)
-                raise ClientClosed("the client was closed") from error
+                raise ClientClosed("the client was closed", outcome=outcome) from error
             raise
 
     def _check_process(self) -> None:
@@ -316,7 +323,8 @@ class Core:
 
     def rest(self, ask: Ask, kind: type[T], timeout_s: float) -> "Future[T]":
         """Ask over HTTP."""
-        return self.run(self._needed_rest().call(ask, kind, timeout_s))
+        outcome = Outcome.NOT_APPLIED if ask.method == "GET" else Outcome.UNKNOWN
+        return self.run(self._needed_rest().call(ask, kind, timeout_s), outcome)
 
     def follow(self, query: dict[str, str], place: str | None) -> "Future[EventStream]":
         """Open a stream of events."""

@@ -129,7 +129,8 @@ class CoreThread:
         self._last = last
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._is_stopped = False
-        self._lock = threading.Lock()  # for what follows
+        # For what follows. A signal's handler may ask for something while its thread does.
+        self._lock = threading.RLock()
         self._is_over = False
         self._waiting: dict[Future[Any], Coroutine[Any, Any, Any]] = {}
 

@@ -278,7 +278,8 @@ class Turns:
     ) -> None:
         held.revision = result.revision
         held.is_doubtful &= not operation.get("data")  # without data it has changed nothing
-        held.lasts_until(request.sent_s + held.lease_s)
+        if not request.doubts:  # else it may have been done long ago, and answered by its key
+            held.lasts_until(request.sent_s + held.lease_s)
         if operation["op"] in VERDICTS:
             self._end(held)
 

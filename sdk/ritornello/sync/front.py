@@ -11,6 +11,9 @@ from ritornello.errors import RitornelloError
 
 T = TypeVar("T")
 
+# CPython notices no interrupt that comes as a wait for a lock begins, until that wait is over.
+LOOK_S = 0.5
+
 
 class _Answer:
     """Where one thread waits for one answer."""
@@ -28,7 +31,10 @@ class _Answer:
         self._lock.release()
 
     def wait(self) -> None:
-        self._lock.acquire()
+        if not self._lock.acquire(timeout=LOOK_S):
+            is_main = threading.current_thread() is threading.main_thread()
+            while not self._lock.acquire(timeout=LOOK_S if is_main else -1):
+                pass
 
 
 def ask(core: Core, request: Request, home: Home | None = None) -> Message:
@@ -53,7 +59,12 @@ def ask(core: Core, request: Request, home: Home | None = None) -> Message:
 def wait(future: Future[T]) -> T:
     """Wait for what the core's thread does; if that is interrupted, it is done no more."""
     try:
-        return future.result()
+        while True:
+            try:
+                return future.result(LOOK_S)
+            except TimeoutError:
+                if future.done():  # it is the future's own, or that is done just now
+                    return future.result()
     except BaseException:
         future.cancel()
         raise

@@ -32,6 +32,7 @@ from ritornello.handlers import WorkerBase, WorkerOptions, needs_verdict
 from ritornello.held import TOLD_TO_STOP
 from ritornello.models import SessionView
 from ritornello.sync.client import Client
+from ritornello.sync.front import LOOK_S
 from ritornello.sync.session import Session
 from ritornello.verdicts import Park, Remove, Store, Verdict
 
@@ -142,7 +143,8 @@ class Worker(WorkerBase[Handle, Middleware]):
             thread.start()
         try:
             intake.want(self._by_theme, self._options.concurrency)
-            self._ending.get()
+            while not self._has_to_end():
+                pass
         finally:  # each step also when it is interrupted once more in the one before
             self._is_stopping = True
             try:
@@ -154,6 +156,14 @@ class Worker(WorkerBase[Handle, Middleware]):
                 finally:
                     with suppress(RitornelloError):
                         intake.close(core.options.close_s).result()
+
+    def _has_to_end(self) -> bool:
+        """Wait a while for the end: a signal that comes as a wait begins is noticed after it."""
+        try:
+            self._ending.get(timeout=LOOK_S)
+        except queue.Empty:
+            return False
+        return True
 
     def _finish(self, threads: list[threading.Thread]) -> None:
         """Let handlers finish, and give back what they have when their time is over."""

@@ -365,6 +365,19 @@ def test_a_copy_that_is_refused_as_the_first_was_done_renews_nothing() -> None:
     assert held.expires_s == until_s
 
 
+def test_a_transaction_that_is_answered_by_its_key_renews_nothing() -> None:
+    talk, told = Talk(), list[Any]()
+    held = talk.take(lease_ms=60_000)
+    until_s = held.expires_s
+    sent = ask(talk, {"op": "txn", "operations": [APPEND], "idempotency_key": "a"}, told, held)
+    talk.answer({"seq": sent["seq"], "error": LATE})
+    talk.now_s += 5
+    (again,) = (one for one in talk.sent() if one["op"] == "txn")
+    talk.answer({"seq": again["seq"], "results": [{"revision": 2}]})
+    assert (len(told), held.revision) == (1, 2)
+    assert held.expires_s == until_s
+
+
 def test_what_is_presumed_lost_is_told_at_the_end_of_its_lease_whatever_is_in_doubt() -> None:
     talk, told = Talk(), list[Any]()
     held = talk.take()

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from concurrent.futures import CancelledError, Future
+from typing import Any
 
 import pytest
 
@@ -108,3 +109,21 @@ def test_what_is_posted_to_a_loop_that_is_closed_is_not_kept() -> None:
             box.post(made.append, 2)
     box.close()
     assert made == [1]
+
+
+def test_a_signal_s_handler_may_ask_while_its_thread_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Handlers run between any two steps of the thread that they interrupt."""
+    with LocalServer() as local, local.sync_client() as client:
+        answers: list[object] = []
+        run = asyncio.run_coroutine_threadsafe
+
+        def interrupted(*given: Any) -> Any:
+            monkeypatch.undo()
+            answers.append(client.themes())
+            return run(*given)
+
+        monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", interrupted)
+        thread = threading.Thread(target=lambda: answers.append(client.themes()), daemon=True)
+        thread.start()
+        thread.join(10)
+        assert len(answers) == 2

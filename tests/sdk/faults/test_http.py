@@ -8,7 +8,7 @@ import pytest
 from aiohttp import web
 
 from ritornello import Client, Event, Options
-from ritornello.errors import DeadlineExceeded, Outcome
+from ritornello.errors import ClientClosed, DeadlineExceeded, Outcome
 from ritornello.testing import LocalServer
 
 THEME = 131
@@ -124,6 +124,21 @@ async def test_what_is_not_sent_again_is_waited_for(local: LocalServer, hung: Hu
         assert hung.asked == {"POST": 1}
         assert (await client.theme(THEME)).theme == THEME
         assert hung.asked["POST"] == 1
+
+
+@pytest.mark.parametrize("is_change", [True, False])
+async def test_what_is_on_its_way_when_the_client_is_closed_may_be_done(
+    hung: Hung, *, is_change: bool
+) -> None:
+    async with Client(hung.url, options=Options(close_s=0.1)) as client:
+        call = client.set_policy(THEME, max_attempts=5) if is_change else client.themes()
+        asked = asyncio.ensure_future(call)
+        async with asyncio.timeout(10):
+            while not hung.asked:  # noqa: ASYNC110 - in another thread
+                await asyncio.sleep(0.01)
+    with pytest.raises(ClientClosed) as told:
+        await asked
+    assert told.value.outcome is (Outcome.UNKNOWN if is_change else Outcome.NOT_APPLIED)
 
 
 async def test_events_come_from_another_node_than_one_that_hangs(

@@ -396,8 +396,9 @@ async def test_a_session_that_is_resumed_too_late_is_not_kept_by_signs_of_life(
     assert view.history[-1].cause == "stale"
 
 
+@pytest.mark.parametrize("gives_another", [False, True])
 async def test_a_body_is_cancelled_whose_verdict_has_failed_as_its_session_was_lost(
-    local: LocalServer, client: Client
+    local: LocalServer, client: Client, *, gives_another: bool
 ) -> None:
     """Both in one turn, as when a machine goes on that stood still for longer than both times."""
     opened, told = asyncio.Event(), list[object]()
@@ -412,8 +413,11 @@ async def test_a_body_is_cancelled_whose_verdict_has_failed_as_its_session_was_l
                 await session.remove(timeout=60)
             except DeadlineExceeded as error:
                 told.append(error.outcome)
+            loss = session.core_held.loss
+            assert loss is not None
+            session._lost(loss)  # noqa: SLF001 - as whoever watches may be told now only
             try:
-                await asyncio.sleep(10)
+                await (session.store() if gives_another else asyncio.sleep(10))
             finally:
                 told.append(session.is_lost)
                 await asyncio.gather(touching, return_exceptions=True)
@@ -435,6 +439,7 @@ async def test_a_body_is_cancelled_whose_verdict_has_failed_as_its_session_was_l
         async with asyncio.timeout(5):
             with pytest.raises(LeaseLost):
                 await task
+    assert not task.cancelling()
     assert told == [Outcome.NOT_APPLIED, True]
 
 
