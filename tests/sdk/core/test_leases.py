@@ -382,7 +382,10 @@ def test_what_is_presumed_lost_is_told_at_the_end_of_its_lease_whatever_is_in_do
     talk, told = Talk(), list[Any]()
     held = talk.take()
     ask(talk, {"op": "txn", "operations": [APPEND], "idempotency_key": "a"}, told, held)
-    asked = resumes(connect_again(talk))
+    sent = connect_again(talk)
+    asked = resumes(sent)
+    (beat,) = (one for one in sent if one["op"] == "heartbeat")
+    talk.answer({"seq": beat["seq"], "held": 0, "now_ms": talk.now_ms})
     lost = {"code": "lease_lost", "outcome": "not_applied", "retryable": False, "detail": ""}
     error = {**lost, "id": "1a", "epoch": 1, "current_epoch": 2}
     talk.answer({"seq": asked["seq"], "sessions": [{"id": "1a", "error": error}]})
@@ -439,9 +442,11 @@ def test_what_was_spared_for_a_resume_that_fails_comes_back(*, is_refused: bool)
 
 def test_a_session_that_cannot_be_resumed_just_now_is_asked_for_again() -> None:
     talk, told = Talk(), list[Any]()
+    held = talk.take(lease_ms=60_000)
     asked = resume(talk, told)
     talk.answer({"seq": asked["seq"], "sessions": [{"id": "1a", "error": LATE}]})
     assert not told
+    assert held.claims == 1
     talk.now_s += 5
     resumed(talk, resumes(talk.sent()))
     assert [type(one) for one in told] == [frames.Message]
