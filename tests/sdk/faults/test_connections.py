@@ -114,7 +114,7 @@ async def test_a_node_that_renews_no_lease_is_left_while_something_is_sent(
     theme = 123
     async with Client([way.url, local.url], options=Options(close_s=0.5)) as client:
         go_first_to(client, way.url)
-        await client.set_policy(theme, lease_ms=6000)
+        await client.set_policy(theme, lease_ms=10_000)
         async with client.new(theme) as session:
             way.deafen(talks=True)
             await new_ones(client, 122)
