@@ -457,12 +457,13 @@ class _Together:
         for operator in at:
             operator.done_with(self)
             is_over = operators.gateway.epoch(operator.session_id) != operator.epoch
-            if not is_over or operator not in self._ending:
-                continue
-            if operator.consumer is self.asker:
-                operators.end(operator)
-            else:
-                operators.lose(operator)
+            if is_over and operator in self._ending:
+                if operator.consumer is self.asker:
+                    operators.end(operator)
+                else:
+                    operators.lose(operator)
+            elif self.caller is not None:
+                operators.see_holder(operator)  # a touch has made it the caller's
         try:
             self.tell(result)
         finally:
@@ -620,11 +621,10 @@ class Operators:
             together = step.together
             if together is not None:
                 at, together.at = together.at, {}
-                unheard = together.unheard
                 for operator in at:
                     behind = operator.give_up(together)
                     left.extend(behind)
-                    is_unheard = operator in unheard or operator.has_unheard_verdict(behind)
+                    is_unheard = operator.has_unheard_verdict((step, *behind))
                     freed[operator] = freed.get(operator, False) or is_unheard
             try:
                 step.callback(first)

@@ -29,7 +29,7 @@ from state.records import META, RECEIPT, SESSION, THEME
 PROBES_MAX = 50_000
 
 _ID_MAX = 2**63 - 1
-_AHEAD_MS = 24 * HOUR_MS  # that a cluster's clock may be before that of whoever looks
+_AHEAD_MS = 24 * HOUR_MS  # that a cluster's clock may be ahead of that of whoever looks
 
 # Epochs, revisions and turns above this are damage: nobody counts so far.
 _COUNTERS_MAX = SEQUENCE_MAX // 2
@@ -221,7 +221,7 @@ class _Salvage:
         self, meta: Item, themes: list[Item], receipts: list[Item], sessions: Iterable[Item]
     ) -> None:
         rows = self._rows
-        rows.themes = [one for one in map(_with_room, themes) if self._is_sound(meta, one)]
+        rows.themes = [one for one in map(self._with_room, themes) if self._is_sound(meta, one)]
         rows.receipts = [one for one in receipts if self._is_sound(meta, one)]
         known = {one.identity: one for one in rows.themes}
         keys: set[tuple[int, bytes]] = set()
@@ -247,6 +247,16 @@ class _Salvage:
             if key is not None:
                 keys.add((theme_id, key))
             rows.sessions.append(sound)
+
+    def _with_room(self, theme: Item) -> Item:
+        """A theme, as if it had never had a turn if that one makes no sense."""
+        fields = dict(zip(FIELDS[THEME], theme.fields or (), strict=True))
+        if isinstance(fields["served"], int) and 0 <= fields["served"] <= _COUNTERS_MAX:
+            return theme
+        self._rows.problems.append(
+            f"theme {fields['theme_id']}: when it had its turn makes no sense"
+        )
+        return theme._replace(fields=tuple({**fields, "served": 0}.values()))
 
     def _is_sound(self, *items: Item) -> bool:
         """Whether a state could have these items, of which the last is in question."""
@@ -327,14 +337,6 @@ def _has_room(item: Item) -> bool:
     """Whether its counters can go on: those that are damaged may be at their very end."""
     fields = dict(zip(FIELDS[item.kind], item.fields or (), strict=True))
     return all(fields[name] <= _COUNTERS_MAX for name in _COUNTERS[item.kind])
-
-
-def _with_room(theme: Item) -> Item:
-    """A theme, with its turn as if it had never had one if that makes no sense."""
-    fields = dict(zip(FIELDS[THEME], theme.fields or (), strict=True))
-    if isinstance(fields["served"], int) and 0 <= fields["served"] <= _COUNTERS_MAX:
-        return theme
-    return theme._replace(fields=tuple({**fields, "served": 0}.values()))
 
 
 def _highest(items: list[Item], name: str) -> int:

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
@@ -321,7 +321,7 @@ class Call:
 
     async def transact(
         self,
-        shown: Collection[Shown],
+        shown: Iterable[Shown],
         encoded: bytes,
         weight: int,
         abandoned: Callable[[Result], object] | None,
@@ -330,10 +330,9 @@ class Call:
 
         See `Operators.transact`.
         """
-        caller, operators = Caller(), self.front.operators
-        at = [operators.operate(target, epoch) for target, epoch, _ in shown if epoch]
+        caller = Caller()
         transact = partial(
-            operators.transact,
+            self.front.operators.transact,
             shown,
             encoded,
             weight=weight,
@@ -345,9 +344,6 @@ class Call:
             return _checked(await self.wait_for(transact, abandoned))
         finally:
             caller.is_gone = True
-            for operator in at:
-                if operator is not None:
-                    operators.see_holder(operator)
 
     async def _in_time(self, begin: Callable[[Callable[[Result], None]], object]) -> Any:  # noqa: ANN401 - a result
         """Wait for the result of what may have to wait for its turn. Raises `Refusal`."""

@@ -37,12 +37,14 @@ def ids_of(
     """
     found = {} if before is None else dict(before)
     for one in operations:
-        if isinstance(one, ask.Targeted) and not isinstance(target := one.target, int):
-            session_id, epoch = gateway.session_id(target), _epoch(one)
-            if session_id:
-                found.setdefault((target, None), session_id)
-            if epoch is not None and gateway.epoch(session_id) == epoch:
-                found[target, epoch] = session_id
+        target, epoch = _target(one), _epoch(one)
+        if target is None or isinstance(target, int):
+            continue
+        session_id = gateway.session_id(target)
+        if session_id:
+            found.setdefault((target, None), session_id)
+        if epoch is not None and gateway.epoch(session_id) == epoch:
+            found[target, epoch] = session_id
     return found
 
 
@@ -62,8 +64,8 @@ def effects_of(operations: Iterable[ask.Request], results: Iterable[Any], ids: I
     for one, result in zip(operations, results, strict=True):
         if isinstance(result, Created | Acquired):
             session_id = result.session_id
-            if (key := _key(one)) is not None:
-                now[key, None] = session_id
+            if (target := _target(one)) is not None:
+                now[target, None] = session_id
             if result.epoch:
                 effects.given[session_id] = result.epoch
         elif isinstance(one, ask.Touch):
@@ -78,11 +80,9 @@ def effects_of(operations: Iterable[ask.Request], results: Iterable[Any], ids: I
 
 def _ended(verdict: ask.Request, ids: Ids) -> int:
     """The id of what a verdict has ended; 0 if that is not known."""
-    if not isinstance(verdict, ask.Targeted):
-        return 0
-    target = verdict.target
-    if isinstance(target, int):
-        return target
+    target = _target(verdict)
+    if target is None or isinstance(target, int):
+        return target or 0
     return ids.get((target, _epoch(verdict)), 0) or ids.get((target, None), 0)
 
 
@@ -91,10 +91,10 @@ def _epoch(one: ask.Request) -> int | None:
     return epoch
 
 
-def _key(one: ask.Request) -> tuple[int, bytes] | None:
-    """The key of what an operation gives, if it says that."""
-    if isinstance(one, ask.New):
-        return None if one.key is None else (one.theme, ask.key_of(one.key))
-    if isinstance(one, ask.Targeted) and not isinstance(target := one.target, int):
-        return target
+def _target(one: ask.Request) -> Target | None:
+    """By what an operation shows its session; None if it does not, and begins one without a key."""
+    if isinstance(one, ask.Targeted):
+        return one.target
+    if isinstance(one, ask.New) and one.key is not None:
+        return one.theme, ask.key_of(one.key)
     return None

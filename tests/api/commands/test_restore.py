@@ -30,6 +30,7 @@ from cluster.storage.records import Identity
 from cluster.storage.state_file import StateFile
 from state import Acquired, Cause, Created, Phase, StateMachine, encode, encode_batch
 from state.errors import LeaseLost, RevisionMismatch
+from state.limits import SEQUENCE_MAX
 from state.operations import (
     Acquire,
     AcquireSession,
@@ -392,6 +393,18 @@ def test_ids_that_ran_out_are_told(tmp_path: Path) -> None:
     machine.apply(1, encode_batch("n", 1, 1, 1, [encode(New(7, b"a", repeat_after_ms=0))]))
     machine._tables.last_session_id = 2**48 - 5  # noqa: SLF001 - it would take too long
     with pytest.raises(RestoreError, match="not enough session ids"):
+        make_member(tmp_path / "new", Identity("new", "node-1"), machine, 1, 1)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("counter", ["key_epoch", "epoch", "revision"])
+def test_counters_that_ran_out_are_told(tmp_path: Path, counter: str) -> None:
+    machine = StateMachine()
+    machine.apply(1, encode_batch("n", 1, 1, 1, [encode(New(7, b"a", repeat_after_ms=0))]))
+    (session,) = machine.sessions()
+    owner = machine._tables if counter == "key_epoch" else session  # noqa: SLF001 - as above
+    setattr(owner, counter, SEQUENCE_MAX - EPOCH_STEP + 1)
+    with pytest.raises(RestoreError, match=f"{counter} is too high"):
         make_member(tmp_path / "new", Identity("new", "node-1"), machine, 1, 1)
     assert not (tmp_path / "new").exists()
 
