@@ -4,7 +4,7 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +138,12 @@ def contents(directory: Path) -> dict[Path, tuple[bytes, int]]:
 
 def open_to_others(directory: Path) -> list[Path]:
     """What other users of this machine may do anything with."""
-    return [one for one in (directory, *directory.rglob("*")) if one.stat().st_mode & 0o077]
+    for _ in range(100):
+        with suppress(
+            FileNotFoundError
+        ):  # a running node renames files: then all is looked at anew
+            return [one for one in (directory, *directory.rglob("*")) if one.stat().st_mode & 0o077]
+    raise AssertionError(f"{directory} is never the same while it is looked at")
 
 
 def names(directory: Path) -> list[str]:
